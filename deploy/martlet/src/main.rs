@@ -1,0 +1,3 @@
+//! `martlet`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `martlet-loadtest`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Delivery to attached devices: memory of the leader only.

@@ -1,0 +1,17 @@
+//! A Martlet node: it owns the queues of the shards it holds a replica of.
+//!
+//! In the order in which a message passes: [`rpc`] takes it from a gateway, [`shard`] packs and proposes it, [`raft`] and
+//! [`log`] make it durable on a majority, [`state`] decides, [`store`] keeps, [`delivery`] hands it to an attached gateway.
+//! [`meta`] knows which shard lives where.
+
+pub mod delivery;
+pub mod log;
+pub mod meta;
+pub mod raft;
+pub mod rpc;
+pub mod shard;
+pub mod state;
+pub mod store;
+
+pub mod clock;
+pub mod disk;

@@ -1,0 +1,1 @@
+//! The meta group: projects, keys, nodes, the shard map.

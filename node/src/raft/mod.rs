@@ -1,0 +1,1 @@
+//! Where openraft begins and ends: no other module names its types.

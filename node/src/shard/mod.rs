@@ -1,0 +1,1 @@
+//! One shard on this node: proposing, and what a leader does.

@@ -1,0 +1,1 @@
+//! The store: memtables over sled, made durable by an atomic checkpoint.

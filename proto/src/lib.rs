@@ -1,0 +1,5 @@
+//! What two sides of Martlet must agree on, and nothing that does I/O: tokens and their shard, messages, limits, the codecs
+//! of HTTP and MCS, and the gRPC contracts between gateways and nodes.
+
+pub mod cluster;
+pub mod device;
