@@ -3,3 +3,4 @@
 
 pub mod cluster;
 pub mod device;
+pub mod seal;
