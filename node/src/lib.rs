@@ -14,4 +14,11 @@ pub mod state;
 pub mod store;
 
 pub mod clock;
+pub mod config;
 pub mod disk;
+pub mod metrics;
+pub mod node;
+
+pub use config::Config;
+pub use metrics::Metrics;
+pub use node::{Node, NodeError, Readiness, Started, run};

@@ -1,0 +1,148 @@
+//! Configuration of a node.
+//!
+//! Owns the section `[node]` and the checks that span sections; every other section belongs to the module that reads it. All
+//! checks run before a file is locked or a port bound, and name the key that is wrong.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a node is told.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who this node is and where it listens.
+    pub node: NodeConfig,
+    /// How often checkpoints run.
+    pub checkpoint: CheckpointConfig,
+}
+
+/// Section `[node]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Number of this node, unique in the cluster and never given to another, 1 and up. A data directory belongs to one number.
+    pub id: u64,
+    /// Where gateways, peers and `martlet admin` reach the node: address of its gRPC listener.
+    pub listen: SocketAddr,
+    /// `host:port` that peers and gateways are told; empty: the address that was bound, which serves only one machine.
+    pub advertise: String,
+    /// Directory of everything the node keeps. One process at a time.
+    pub data: PathBuf,
+    /// File with the cluster secret: 32 bytes, raw or as 64 hexadecimal digits. Keep it off the data disk: with it and the
+    /// disk, every key of the cluster can be read.
+    pub secret_file: PathBuf,
+    /// Permits gRPC without TLS on an address other than loopback. Whoever reaches that port owns the cluster: only for
+    /// networks that are closed by other means.
+    pub insecure_grpc: bool,
+    /// How long a drain may take before the node stops anyway. Short drains leave clients to retry; long ones hold up
+    /// rollouts.
+    #[serde(with = "humantime_serde")]
+    pub drain_max: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            id: 1,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            advertise: String::new(),
+            data: PathBuf::from("./martlet-data/node"),
+            secret_file: PathBuf::from("./martlet-data/secret"),
+            insecure_grpc: false,
+            drain_max: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Section `[checkpoint]`: when the memory's delta goes to sled and the log may shrink.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Longest time between two checkpoint cycles. Shorter: more rows reach the disk that an ack would have spared it; longer:
+    /// a longer log to replay at a start.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Bytes in the node's memtables that begin a cycle early.
+    pub memtable_bytes: u64,
+    /// Bytes of log that begin a cycle early.
+    pub log_bytes: u64,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(30), memtable_bytes: 128 << 20, log_bytes: 512 << 20 }
+    }
+}
+
+/// A configuration that cannot be run.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct ConfigError {
+    /// Full name of the key.
+    pub key: &'static str,
+    /// What is wrong with its value.
+    pub problem: String,
+}
+
+impl Config {
+    /// Checks everything that can be checked without touching the system.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, problem: &str| Err(ConfigError { key, problem: problem.into() });
+        if self.node.id == 0 {
+            return wrong("node.id", "must be 1 or more");
+        }
+        if !self.node.listen.ip().is_loopback() && !self.node.insecure_grpc {
+            return wrong(
+                "node.listen",
+                "gRPC has no TLS yet, so it binds to loopback only; set node.insecure_grpc if the network is closed by other means",
+            );
+        }
+        if !self.node.advertise.is_empty() && !self.node.advertise.rsplit_once(':').is_some_and(is_host_and_port) {
+            return wrong("node.advertise", "must be host:port");
+        }
+        if self.checkpoint.interval.is_zero() {
+            return wrong("checkpoint.interval", "must be longer than 0s");
+        }
+        Ok(())
+    }
+}
+
+fn is_host_and_port((host, port): (&str, &str)) -> bool {
+    !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_can_be_run() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_public_listener_without_tls_is_refused_by_its_key_unless_permitted() {
+        let mut config = Config::default();
+        config.node.listen = SocketAddr::from(([0, 0, 0, 0], 7400));
+        assert_eq!(config.check().unwrap_err().key, "node.listen");
+        config.node.insecure_grpc = true;
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error() {
+        assert!(serde_json::from_str::<Config>(r#"{"node":{"idd":3}}"#).is_err());
+        let config: Config = serde_json::from_str(r#"{"node":{"id":3,"drain_max":"5s"}}"#).unwrap();
+        assert_eq!((config.node.id, config.node.drain_max), (3, Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn an_advertised_address_needs_a_port() {
+        for (text, good) in [("a.example:7400", true), ("a.example", false), (":7400", false), ("a:0", false)] {
+            let mut config = Config::default();
+            config.node.advertise = text.into();
+            assert_eq!(config.check().is_ok(), good, "{text}");
+        }
+    }
+}

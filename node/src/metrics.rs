@@ -1,0 +1,196 @@
+//! The instruments of a node: name, unit and meaning together.
+//!
+//! Labels come from closed sets; never a token, a sender, a message id. Counters are raised where the thing happens, gauges are
+//! sampled from the groups once a second.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// Label of what belongs to one Raft group: `meta` or the shard's number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GroupLabel {
+    /// 0 is the meta group, n is shard n - 1, as in `Admin.Status`.
+    pub group: u32,
+}
+
+/// Kind of an answer to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names of `queue.proto`")]
+pub enum AnswerKind {
+    Accepted,
+    Refused,
+    Registered,
+    Unregistered,
+    Resolved,
+}
+
+/// Label of answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AnswerLabel {
+    /// What was answered.
+    pub kind: AnswerKind,
+}
+
+/// Why a batch was refused before it was proposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names of `queue.proto`, `Refused.Reason`, and Redirect")]
+pub enum RefusalReason {
+    NoLease,
+    Overloaded,
+    Draining,
+    TimeNeeded,
+    NoReplica,
+    Redirect,
+}
+
+/// Label of refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabel {
+    /// Why.
+    pub reason: RefusalReason,
+}
+
+/// All instruments of one node.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Groups this node leads.
+    pub groups_led: Gauge,
+    /// Groups this node has a replica of.
+    pub groups: Gauge,
+    /// Replicas that have stopped.
+    pub groups_stopped: Gauge,
+    /// Term of each group.
+    pub term: Family<GroupLabel, Gauge>,
+    /// Applied index of each group.
+    pub applied: Family<GroupLabel, Gauge>,
+    /// Checkpointed index of each group.
+    pub checkpointed: Family<GroupLabel, Gauge>,
+    /// fdatasync calls of the log.
+    pub log_fdatasyncs: Counter,
+    /// How long one took, seconds.
+    pub log_fdatasync_seconds: Histogram,
+    /// Bytes of log that are kept.
+    pub log_bytes: Gauge,
+    /// Log segments that are kept.
+    pub log_segments: Gauge,
+    /// Bytes in memtables.
+    pub memtable_bytes: Gauge,
+    /// Entries proposed to shards.
+    pub proposals: Counter,
+    /// Answers to operations.
+    pub answers: Family<AnswerLabel, Counter>,
+    /// Batches refused before they were proposed.
+    pub refusals: Family<RefusalLabel, Counter>,
+    /// Messages handed to gateways.
+    pub deliveries: Counter,
+    /// Acks taken from gateways.
+    pub acks: Counter,
+    /// Devices attached to this node.
+    pub attached: Gauge,
+    /// Checkpoint cycles that ended well.
+    pub checkpoints: Counter,
+    /// Checkpoint cycles that failed.
+    pub checkpoint_failures: Counter,
+    /// How long a cycle took, seconds.
+    pub checkpoint_seconds: Histogram,
+    /// Watches of the meta state that are open.
+    pub watches: Gauge,
+    /// Revision of the meta state that is served.
+    pub meta_revision: Gauge<u64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            groups_led: Gauge::default(),
+            groups: Gauge::default(),
+            groups_stopped: Gauge::default(),
+            term: Family::default(),
+            applied: Family::default(),
+            checkpointed: Family::default(),
+            log_fdatasyncs: Counter::default(),
+            log_fdatasync_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            log_bytes: Gauge::default(),
+            log_segments: Gauge::default(),
+            memtable_bytes: Gauge::default(),
+            proposals: Counter::default(),
+            answers: Family::default(),
+            refusals: Family::default(),
+            deliveries: Counter::default(),
+            acks: Counter::default(),
+            attached: Gauge::default(),
+            checkpoints: Counter::default(),
+            checkpoint_failures: Counter::default(),
+            checkpoint_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            watches: Gauge::default(),
+            meta_revision: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds every instrument to `registry`, all under `martlet_node_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("martlet_node");
+        r.register("groups", "Raft groups this node has a replica of", self.groups.clone());
+        r.register("groups_led", "Raft groups this node leads", self.groups_led.clone());
+        r.register("groups_stopped", "Replicas that have stopped and say why in the log", self.groups_stopped.clone());
+        r.register("term", "Term of each Raft group", self.term.clone());
+        r.register("applied_index", "Log index applied in each Raft group", self.applied.clone());
+        r.register("checkpointed_index", "Log index checkpointed in each Raft group", self.checkpointed.clone());
+        r.register("log_fdatasyncs", "fdatasync calls of the log", self.log_fdatasyncs.clone());
+        r.register_with_unit(
+            "log_fdatasync",
+            "Time of one fdatasync of the log",
+            Unit::Seconds,
+            self.log_fdatasync_seconds.clone(),
+        );
+        r.register_with_unit("log", "Log that is kept", Unit::Bytes, self.log_bytes.clone());
+        r.register("log_segments", "Log segments that are kept", self.log_segments.clone());
+        r.register_with_unit("memtable", "Changes since the last checkpoint", Unit::Bytes, self.memtable_bytes.clone());
+        r.register("proposals", "Entries proposed to shards", self.proposals.clone());
+        r.register("answers", "Answers to operations", self.answers.clone());
+        r.register("refusals", "Batches refused before they were proposed", self.refusals.clone());
+        r.register("deliveries", "Messages handed to gateways", self.deliveries.clone());
+        r.register("acks", "Acks taken from gateways", self.acks.clone());
+        r.register("attached_devices", "Devices attached to this node", self.attached.clone());
+        r.register("checkpoints", "Checkpoint cycles that ended well", self.checkpoints.clone());
+        r.register("checkpoint_failures", "Checkpoint cycles that failed", self.checkpoint_failures.clone());
+        r.register_with_unit(
+            "checkpoint",
+            "Time of one checkpoint cycle",
+            Unit::Seconds,
+            self.checkpoint_seconds.clone(),
+        );
+        r.register("watches", "Watches of the meta state that are open", self.watches.clone());
+        r.register("meta_revision", "Revision of the meta state that is served", self.meta_revision.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instrument_is_registered_under_the_nodes_prefix() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::default();
+        metrics.register(&mut registry);
+        metrics.answers.get_or_create(&AnswerLabel { kind: AnswerKind::Accepted }).inc();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("martlet_node_answers_total{kind=\"Accepted\"} 1"), "{text}");
+        assert!(text.contains("martlet_node_memtable_bytes 0"), "{text}");
+        assert!(text.lines().filter(|l| l.starts_with("# HELP")).all(|l| l.contains("martlet_node_")));
+    }
+}
