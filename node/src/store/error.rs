@@ -1,0 +1,61 @@
+//! Why the store could not do what was asked.
+
+use std::path::PathBuf;
+
+/// Why the store could not do what was asked, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk refused; nothing was changed, and a later try may succeed.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Disk {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What came instead.
+        source: std::io::Error,
+    },
+    /// Rows of one replica are not what was written; that replica must not be served from here.
+    #[error("replica {replica} is damaged in {}: {what}", path.display())]
+    Damaged {
+        /// Whose rows.
+        replica: u64,
+        /// In which file or directory.
+        path: PathBuf,
+        /// What does not agree.
+        what: String,
+    },
+    /// Sled, or what is below it, failed.
+    #[error("cannot {doing} sled in {}: {what}", path.display())]
+    Engine {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What came instead.
+        what: String,
+    },
+    /// A checkpoint failed after it had begun to change sled: only opening the store anew helps.
+    #[error("the store must be opened anew: {0}")]
+    Broken(String),
+    /// A commit that does not come after the last one.
+    #[error("replica {replica} is at index {have}, a commit came for index {at}")]
+    Backwards {
+        /// Whose.
+        replica: u64,
+        /// The index committed before.
+        have: u64,
+        /// The index that came.
+        at: u64,
+    },
+    /// A put that claimed to be fresh found a row.
+    #[error("replica {replica} index {at}: a fresh put found a row at {key:02x?}")]
+    NotFresh {
+        /// Whose.
+        replica: u64,
+        /// The index of the commit.
+        at: u64,
+        /// Of which row.
+        key: Vec<u8>,
+    },
+}
