@@ -1,3 +1,18 @@
 //! A Martlet gateway: it ends the connections of app servers and devices, routes by token, and holds nothing that matters.
+//!
+//! In the order in which a message passes: [`http`] takes it from an app server, [`route`] brings it to the node that leads
+//! its shard. [`enroll`] gives devices their identity and their tokens, [`admit`] bounds what one address may ask.
+
+pub mod admit;
+pub mod enroll;
+pub mod http;
+pub mod route;
 
 pub mod clock;
+pub mod config;
+pub mod gateway;
+pub mod metrics;
+
+pub use config::Config;
+pub use gateway::{Gateway, GatewayError, Readiness, Started, run};
+pub use metrics::Metrics;

@@ -1,0 +1,66 @@
+//! Settings of the HTTP listeners.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, wrong};
+
+/// Section `[http]`: bounds of the app-server and device HTTP listeners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Connections at once, over all HTTP addresses; more wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// From accept to the end of the TLS handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// From the end of one request to the end of the next one's head: also how long a kept-alive connection may idle. Too
+    /// short breaks the connection pools of app servers, too long lets idle ones hold slots.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// From the head to the end of the body.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    /// Header lines of one request at most.
+    pub headers_max: usize,
+    /// Bytes of a request's head at most.
+    pub header_bytes_max: usize,
+    /// Bytes of all bodies that are held at once; beyond it requests are answered 503.
+    pub body_bytes_total: usize,
+    /// What `Retry-After` says on a 503, seconds, 1 or more.
+    pub retry_after_secs: u32,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 16_384,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(30),
+            headers_max: 100,
+            header_bytes_max: 32 << 10,
+            body_bytes_total: 256 << 20,
+            retry_after_secs: 5,
+        }
+    }
+}
+
+impl HttpConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.connections_max == 0 {
+            return wrong("http.connections_max", "must be 1 or more");
+        }
+        if self.header_bytes_max < 8 << 10 {
+            return wrong("http.header_bytes_max", "must be 8192 or more");
+        }
+        if self.body_bytes_total < (4 << 20) {
+            return wrong("http.body_bytes_total", "must hold one body of 4 MiB");
+        }
+        if self.retry_after_secs == 0 {
+            return wrong("http.retry_after_secs", "must be 1 or more: clients read 0 as no header");
+        }
+        Ok(())
+    }
+}
