@@ -3,4 +3,11 @@
 
 pub mod cluster;
 pub mod device;
+pub mod limits;
+pub mod mcs;
+pub mod message;
+pub mod refusal;
 pub mod seal;
+pub mod shard;
+pub mod tag;
+pub mod token;

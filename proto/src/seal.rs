@@ -113,7 +113,9 @@ impl ClusterSecret {
     }
 
     fn aead(&self) -> LessSafeKey {
-        LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &self.0).expect("the secret has the length of the cipher's key"))
+        LessSafeKey::new(
+            UnboundKey::new(&CHACHA20_POLY1305, &self.0).expect("the secret has the length of the cipher's key"),
+        )
     }
 }
 
