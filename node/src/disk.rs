@@ -4,6 +4,8 @@
 //! Owns no format. The invariant: nothing counts as durable before [`DiskFile::sync_data`] returned, and a new or renamed name
 //! not before [`Disk::sync_dir`] returned.
 
+pub mod forgetful;
+
 use std::{
     fmt,
     fs::{self, File, OpenOptions},
