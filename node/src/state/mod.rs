@@ -1,44 +1,236 @@
 //! The replicated state of a shard, as a pure value: `apply(entry) -> (answers, effects, writes)`.
+//!
+//! Owns what the commands of the log mean: registrations, mailboxes, limits, expiry, acks, deduplication, counters. Knows
+//! nothing of Raft, sled, tokio or clocks: it reads the entry and the shard's rows and nothing else, walks ordered maps only,
+//! and so comes to the same result on every replica. Time is shard time, stamped into each entry by the leader; it never
+//! falls. The caller carries out the writes together, hands the effects to delivery when it leads, and sends the answers.
+//!
+//! The invariant: an entry happens whole or not at all. Commands work on a draft over the rows; the resident part changes
+//! only after the last of them. A malformed operation is answered so; a row that is not what it should be, or a command that
+//! this program does not know, stops the replica: going on would be guessing.
+//!
+//! Not yet: collapse keys travel in messages but do not collapse; receipts, topics, upstream and recall have no commands.
 
-use bytes::Bytes;
+mod ack;
+mod count;
+mod dedupe;
+mod draft;
+mod effect;
+mod enqueue;
+mod expiry;
+pub mod mailbox;
+pub mod memory;
+mod overflow;
+mod overlay;
+mod registry;
+mod rows;
+mod version;
 
-/// Why rows could not be read. Never to be taken for "absent": the replica that meets one stops.
-#[derive(Debug, thiserror::Error)]
-#[error("rows cannot be read: {0}")]
-pub struct RowsError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+use martlet_proto::{
+    cluster::{
+        command::{Command, Entry, Stamped, command},
+        queue::{Answer, Check, Operation, Refusal, operation},
+    },
+    message::Sequence,
+};
 
-/// Rows of a shard as of the last entry applied, in key order.
-pub trait Rows {
-    /// The value at `key`.
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError>;
-    /// At most `limit` rows from `from` on, ascending; `to` is exclusive.
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError>;
-    /// At most `limit` rows before `to`, descending; `from` is inclusive.
-    fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError>;
+use self::draft::{Draft, refused};
+pub use self::{
+    count::{CountRow, counters},
+    effect::Effect,
+    mailbox::{MailboxRow, waiting},
+    rows::{Rows, RowsError, Write},
+    version::KNOWN as VERSION_KNOWN,
+};
+use crate::store::key::{self, BadRow};
+
+/// The resident part of a shard's state; the rest is its rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    shard: key::shard::ShardRow,
+    dedupe: dedupe::Dedupe,
 }
 
-/// One change of a row, as `apply` asks for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// Sets a row.
-    Put {
-        /// Where.
-        key: Bytes,
-        /// What.
-        value: Bytes,
-        /// The key is certainly absent now: a later `Remove` leaves no trace below.
-        fresh: bool,
+/// What an entry did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// One for each command of the entry; operations have an answer, the leader's own commands none.
+    pub answers: Vec<Option<Answer>>,
+    /// For whoever delivers, in the order in which it happened.
+    pub effects: Vec<Effect>,
+    /// To be carried out together.
+    pub writes: Vec<Write>,
+}
+
+/// Why the state cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The rows cannot be read.
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    /// A row is not what its family says.
+    #[error(transparent)]
+    BadRow(#[from] BadRow),
+    /// The shard is ahead of this program.
+    #[error("the shard has state version {found}, this program knows up to {known}")]
+    Version {
+        /// Of the shard.
+        found: u32,
+        /// Of the program.
+        known: u32,
     },
-    /// Removes a row; one that is absent stays absent.
-    Remove {
-        /// Where.
-        key: Bytes,
-    },
-    /// Lets a value grow; an absent one begins as `tail`.
-    Append {
-        /// Where.
-        key: Bytes,
-        /// What comes after the value there is.
-        tail: Bytes,
-    },
+    /// A command that this program does not know.
+    #[error("the entry holds a command that is unknown here")]
+    UnknownCommand,
+    /// Rows contradict each other.
+    #[error("the rows contradict each other: {0}")]
+    Broken(&'static str),
+}
+
+/// An entry could not be applied: nothing of it happened, and this replica must stop.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot apply command {position} of log index {index}: {source}")]
+pub struct ApplyError {
+    /// Log index of the entry.
+    pub index: u64,
+    /// Place of the command in its entry, from 0.
+    pub position: usize,
+    /// Why.
+    pub source: StateError,
+}
+
+impl State {
+    /// Takes up the state that `rows` hold; no rows are the state of a new shard.
+    ///
+    /// # Errors
+    /// When the rows cannot be read, are not what they should be, or are of a version unknown here.
+    pub fn load(rows: &dyn Rows) -> Result<Self, StateError> {
+        let shard = match rows.get(&key::shard::key())? {
+            Some(value) => key::shard::decode(value)?,
+            None => key::shard::ShardRow::default(),
+        };
+        version::of(shard.version)?;
+        Ok(Self { shard, dedupe: dedupe::Dedupe::load(rows)? })
+    }
+
+    /// Applies the entry at log `index` to `rows`, which hold all entries before it and nothing of this one.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong, or a command is unknown here. The state is then as before; the replica stops.
+    pub fn apply(&mut self, rows: &dyn Rows, index: u64, entry: &Entry) -> Result<Applied, ApplyError> {
+        let mut shard = self.shard;
+        shard.time_ms = shard.time_ms.max(entry.shard_time_ms);
+        let mut draft = Draft::new(rows, shard);
+        let mut answers = Vec::with_capacity(entry.commands.len());
+        for (position, command) in entry.commands.iter().enumerate() {
+            let answer = self.command(&mut draft, index, position, command);
+            answers.push(answer.map_err(|source| ApplyError { index, position, source })?);
+        }
+
+        let Draft { mut rows, effects, answered, shard } = draft;
+        if shard != self.shard {
+            rows.put(key::shard::key(), key::shard::encode(&shard));
+        }
+        let mut writes = rows.into_writes();
+        self.dedupe.take_over(answered, shard.time_ms, shard.dedupe_floor_ms, &mut writes);
+        self.shard = shard;
+        Ok(Applied { answers, effects, writes })
+    }
+
+    /// Answers what an `Enqueue` with these fields would be answered, limits apart; changes nothing.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn check(&self, rows: &dyn Rows, check: &Check) -> Result<Answer, StateError> {
+        enqueue::check(rows, self.shard.time_ms, check)
+    }
+
+    /// Shard time, milliseconds since 1970: the greatest of any entry applied.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.shard.time_ms
+    }
+
+    /// How the state behaves and what it writes.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.shard.version.max(1)
+    }
+
+    /// First part of the sequences given now.
+    #[must_use]
+    pub fn incarnation(&self) -> u32 {
+        self.shard.incarnation
+    }
+
+    /// Operation ids known, all of them in memory.
+    #[must_use]
+    pub fn operations_known(&self) -> usize {
+        self.dedupe.len()
+    }
+
+    /// Shard time from which on the leader has something to `Expire`; nothing when all lasts for ever.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn next_due_ms(&self, rows: &dyn Rows) -> Result<Option<u64>, StateError> {
+        expiry::next_due_ms(rows)
+    }
+
+    fn command(
+        &self,
+        draft: &mut Draft<'_>,
+        index: u64,
+        position: usize,
+        command: &Command,
+    ) -> Result<Option<Answer>, StateError> {
+        let position =
+            u32::try_from(position).map_err(|_| StateError::Broken("an entry of more than 2^32 commands"))?;
+        match command.kind.as_ref().ok_or(StateError::UnknownCommand)? {
+            command::Kind::Stamped(stamped) => {
+                let sequence = Sequence { incarnation: self.shard.incarnation, index, position };
+                return self.operation(draft, sequence, stamped).map(Some);
+            }
+            command::Kind::Acks(acks) => ack::acks(draft, acks)?,
+            command::Kind::Expire(expire) => expiry::expire(draft, expire)?,
+            command::Kind::Raise(raise) => version::raise(draft, raise.version)?,
+            command::Kind::Seen(seen) => registry::seen(draft, seen)?,
+        }
+        Ok(None)
+    }
+
+    /// A gateway's operation: never malformed enough to stop the replica.
+    fn operation(&self, draft: &mut Draft<'_>, sequence: Sequence, stamped: &Stamped) -> Result<Answer, StateError> {
+        let Some((operation, limits)) = stamped.operation.as_ref().zip(stamped.limits.as_ref()) else {
+            return Ok(refused(Refusal::Malformed));
+        };
+        let Operation { id, first_try_ms, kind: Some(kind) } = operation else {
+            return Ok(refused(Refusal::Malformed));
+        };
+        let (first_try_ms, window_ms) = (*first_try_ms, limits.dedupe_window_ms);
+        if let operation::Kind::Resolve(asked) = kind {
+            let Ok(asked) = dedupe::OperationId::try_from(&asked.id[..]) else {
+                return Ok(refused(Refusal::Malformed));
+            };
+            return Ok(dedupe::resolve(&self.dedupe, draft, asked, first_try_ms, window_ms));
+        }
+        let Ok(id) = dedupe::OperationId::try_from(&id[..]) else {
+            return Ok(refused(Refusal::Malformed));
+        };
+        if let Some(answer) = dedupe::admit(&self.dedupe, draft, id, first_try_ms, window_ms) {
+            return Ok(answer);
+        }
+        let answer = match kind {
+            operation::Kind::Enqueue(enqueue) => enqueue::enqueue(draft, sequence, id, stamped, enqueue, limits)?,
+            operation::Kind::Register(register) => registry::register(draft, register, limits)?,
+            operation::Kind::Unregister(unregister) => registry::unregister(draft, unregister)?,
+            // The leader answers a Check from its state; Resolve was dealt with above.
+            operation::Kind::Check(_) | operation::Kind::Resolve(_) => refused(Refusal::Malformed),
+        };
+        // What is malformed stays so: a second try gets the same answer without being remembered.
+        if answer != refused(Refusal::Malformed) {
+            dedupe::keep(draft, id, &answer);
+        }
+        Ok(answer)
+    }
 }

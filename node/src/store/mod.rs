@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+pub mod key;
 mod shard;
 
 use std::sync::Arc;

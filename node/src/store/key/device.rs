@@ -1,0 +1,72 @@
+//! Key family `Device` (0x02): one row per device. Key: `tag | device tag u64`, 9 bytes. Value: [`DeviceRow`], protocol buffers.
+
+use bytes::Bytes;
+use martlet_proto::tag::DeviceTag;
+use prost::Message;
+
+use super::{BadRow, Family, body, take};
+
+/// What is known of a device beyond its registrations and messages.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeviceRow {
+    /// Days since 1970 when it was last here; 0 when it never was.
+    #[prost(uint32, tag = "1")]
+    pub last_seen_day: u32,
+    /// Highest sequence the state was told was written to it, 16 bytes, or empty. Kept only while rows at or below it wait
+    /// for their ack: later rows are above it anyway, and so a device that acks promptly costs no write here.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub written_through: Bytes,
+}
+
+/// The key of a device.
+#[must_use]
+pub fn key(device: DeviceTag) -> Bytes {
+    let mut key = Vec::with_capacity(9);
+    key.push(Family::Device.tag());
+    key.extend_from_slice(&device.0.to_be_bytes());
+    key.into()
+}
+
+/// Reads a key.
+#[must_use]
+pub fn decode_key(key: &[u8]) -> Option<DeviceTag> {
+    let mut rest = body(Family::Device, key)?;
+    let device = DeviceTag(u64::from_be_bytes(take(&mut rest)?));
+    rest.is_empty().then_some(device)
+}
+
+/// The value.
+#[must_use]
+pub fn encode(row: &DeviceRow) -> Bytes {
+    row.encode_to_vec().into()
+}
+
+/// Reads the value found under `key`.
+///
+/// # Errors
+/// When it is not a [`DeviceRow`].
+pub fn decode(key: &[u8], value: Bytes) -> Result<DeviceRow, BadRow> {
+    let row = DeviceRow::decode(value).map_err(|_| BadRow::new(Family::Device, "not protocol buffers", key))?;
+    if !matches!(row.written_through.len(), 0 | 16) {
+        return Err(BadRow::new(Family::Device, "written_through is not a sequence", key));
+    }
+    Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn round_trips_and_sorts_by_device(a: u64, b: u64, last_seen_day: u32, written: Option<[u8; 16]>) {
+            prop_assert_eq!(decode_key(&key(DeviceTag(a))), Some(DeviceTag(a)));
+            prop_assert_eq!(key(DeviceTag(a)).cmp(&key(DeviceTag(b))), a.cmp(&b));
+            let written_through = written.map_or_else(Bytes::new, |bytes| Bytes::copy_from_slice(&bytes));
+            let row = DeviceRow { last_seen_day, written_through };
+            prop_assert_eq!(decode(&key(DeviceTag(a)), encode(&row)), Ok(row));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Key families of a shard's rows, one per file: layout in the header, encode, decode.
+//!
+//! Every key begins with the tag of its family; whoever keeps the rows puts the replica before it. Integers in keys are
+//! big-endian, so that the order of the bytes is the order of the numbers. Values are protocol buffers unless a family says
+//! otherwise; their fields, like the tags below, are added and never reused. Who may write which form is decided by the
+//! shard's version ([`shard::ShardRow::version`]).
+
+pub mod count;
+pub mod dedupe;
+pub mod device;
+pub mod expiry;
+pub mod lapse;
+pub mod mailbox;
+pub mod registration;
+pub mod shard;
+
+use bytes::Bytes;
+
+/// First byte of every key. Listed here and nowhere else; a tag that was ever released is never given to another family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Family {
+    /// [`shard`]: the shard's own row.
+    Shard = 0x01,
+    /// [`device`]: one per device.
+    Device = 0x02,
+    /// [`registration`]: one per registration.
+    Registration = 0x03,
+    /// [`mailbox`]: one per message that waits.
+    Mailbox = 0x04,
+    /// [`expiry`]: when messages run out.
+    Expiry = 0x05,
+    /// [`lapse`]: when registrations run out.
+    Lapse = 0x06,
+    /// [`dedupe`]: operation ids and what they were answered.
+    Dedupe = 0x07,
+    /// [`count`]: fate counters of projects.
+    Count = 0x08,
+}
+
+impl Family {
+    /// All of them, by tag.
+    pub const ALL: [Self; 8] = [
+        Self::Shard,
+        Self::Device,
+        Self::Registration,
+        Self::Mailbox,
+        Self::Expiry,
+        Self::Lapse,
+        Self::Dedupe,
+        Self::Count,
+    ];
+
+    /// The tag.
+    #[must_use]
+    pub const fn tag(self) -> u8 {
+        self as u8
+    }
+
+    /// The family's rows are those with `range().0 <= key < range().1`.
+    #[must_use]
+    pub const fn range(self) -> ([u8; 1], [u8; 1]) {
+        ([self.tag()], [self.tag() + 1])
+    }
+}
+
+/// A row is not what its family says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bad {family:?} row: {what} (key {key:02x?})")]
+pub struct BadRow {
+    /// Which family was expected.
+    pub family: Family,
+    /// What is wrong.
+    pub what: &'static str,
+    /// The key as it stands.
+    pub key: Vec<u8>,
+}
+
+impl BadRow {
+    fn new(family: Family, what: &'static str, key: &[u8]) -> Self {
+        Self { family, what, key: key.to_vec() }
+    }
+}
+
+/// Takes `N` bytes from the front.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+/// The bytes after the family's tag, or nothing when the key is another family's.
+fn body(family: Family, key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(&[family.tag()])
+}
+
+/// The smallest key above every key that begins with `prefix`. The prefix holds a byte below 255 (tags are).
+fn after_prefix(prefix: &[u8]) -> Bytes {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_has_a_tag_of_its_own() {
+        let tags: std::collections::BTreeSet<u8> = Family::ALL.iter().map(|family| family.tag()).collect();
+        assert_eq!(tags.len(), Family::ALL.len());
+        assert_eq!(tags, (0x01..=0x08).collect());
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_above_all_its_keys_and_below_the_next() {
+        assert_eq!(&after_prefix(&[3, 7])[..], [3, 8]);
+        assert_eq!(&after_prefix(&[3, 255, 255])[..], [4]);
+    }
+}
