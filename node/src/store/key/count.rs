@@ -86,7 +86,8 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips_and_sorts_by_sender(a: String, b: String, delivered: u32, waiting: u32) {
-            prop_assert_eq!(decode_key(&key(&a)), Some(&a[..]));
+            let bytes = key(&a);
+            prop_assert_eq!(decode_key(&bytes), Some(&a[..]));
             prop_assert_eq!(key(&a).cmp(&key(&b)), a.cmp(&b));
             let (delivered, waiting) = (u64::from(delivered), u64::from(waiting));
             let row = CountRow { accepted: delivered + waiting, delivered, ..Default::default() };
