@@ -1,11 +1,14 @@
 //! A Martlet gateway: it ends the connections of app servers and devices, routes by token, and holds nothing that matters.
 //!
 //! In the order in which a message passes: [`http`] takes it from an app server, [`route`] brings it to the node that leads
-//! its shard. [`enroll`] gives devices their identity and their tokens, [`admit`] bounds what one address may ask.
+//! its shard. [`attach`] brings a device's queue to
+//! its connection, [`mcs`] is that connection. [`enroll`] gives devices their identity and their tokens, [`admit`] bounds what one address may ask.
 
 pub mod admit;
+pub mod attach;
 pub mod enroll;
 pub mod http;
+pub mod mcs;
 pub mod route;
 
 pub mod clock;
