@@ -29,8 +29,8 @@ pub struct NodeConfig {
     pub advertise: String,
     /// Directory of everything the node keeps. One process at a time.
     pub data: PathBuf,
-    /// File with the cluster secret: 32 bytes, raw or as 64 hexadecimal digits. Keep it off the data disk: with it and the
-    /// disk, every key of the cluster can be read.
+    /// File with the cluster secret: 64 hexadecimal digits, the same on every node and gateway. Keep it off the data disk:
+    /// who has both can read every key of the cluster.
     pub secret_file: PathBuf,
     /// Permits gRPC without TLS on an address other than loopback. Whoever reaches that port owns the cluster: only for
     /// networks that are closed by other means.

@@ -1,1 +1,3 @@
 //! The gRPC services of a node.
+
+pub mod peers;
