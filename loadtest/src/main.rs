@@ -1,3 +1,216 @@
-//! `martlet-loadtest`.
+//! `martlet-loadtest`: drives a Martlet broker, measures it, and judges whether it kept its promises.
 
-fn main() {}
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use martlet_loadtest::{
+    app_server::Project,
+    cluster::{Cluster, Layout},
+    scenario::{self, Broker, Kind, Plan},
+};
+
+/// Drives a Martlet broker, measures it, and judges whether it kept its promises.
+///
+/// The exit status is 0 when every promise was kept, 1 when one was broken or the run could not be made.
+#[derive(Debug, Parser)]
+#[command(name = "martlet-loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Devices on line; messages at a rate, or as fast as answers come.
+    Steady(Options),
+    /// Messages for devices that are away; then all come at once.
+    OfflineDrain(Options),
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Devices on line.
+    #[arg(long, default_value_t = 1_000)]
+    devices: usize,
+    /// Registered devices; those beyond --devices stay offline. At least --devices.
+    #[arg(long)]
+    registered: Option<usize>,
+    /// Length of the measured window of `steady`, seconds.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Requests a second, sent when they are due whatever became of those before; latency counts from then. Without it: 64
+    /// app servers, each sending when its last answer came.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Tokens of one request, 1 to 1000.
+    #[arg(long, default_value_t = 1)]
+    recipients: usize,
+    /// Size of a message's body, bytes.
+    #[arg(long, default_value_t = 1_024)]
+    payload: usize,
+    /// Messages for each device of `offline-drain`.
+    #[arg(long, default_value_t = 4)]
+    per_device: usize,
+    /// Print one last line of JSON with stable keys instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// Write every event to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Start this many node processes (1, 3 or 5) and a gateway on loopback, and end them afterwards.
+    #[arg(long, value_name = "N")]
+    local_cluster: Option<usize>,
+    /// Shards of the local cluster.
+    #[arg(long, default_value_t = 16)]
+    shards: u32,
+    /// The `martlet` executable; by default the one beside this executable.
+    #[arg(long, value_name = "PATH")]
+    martlet: Option<PathBuf>,
+    /// Directory for the local cluster, which must be empty or absent; by default a new one that is removed afterwards.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// A running broker: the `connection.json` of `martlet standalone`.
+    #[arg(long, value_name = "FILE", conflicts_with = "local_cluster")]
+    connection: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("martlet-loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the promises were kept.
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+async fn run(cli: Cli) -> Result<bool> {
+    let (kind, options) = match cli.scenario {
+        Scenario::Steady(options) => (Kind::Steady, options),
+        Scenario::OfflineDrain(options) => (Kind::OfflineDrain, options),
+    };
+    raise_descriptor_limit();
+    let registered = options.registered.unwrap_or(options.devices);
+    if registered < options.devices || options.devices == 0 {
+        bail!("--registered {registered}: at least --devices {}, and that at least 1", options.devices);
+    }
+    if !(1..=1_000).contains(&options.recipients) || options.recipients > options.devices {
+        bail!("--recipients {}: 1 to 1000, and at most --devices", options.recipients);
+    }
+    let scratch = Scratch::new(options.dir.clone())?;
+    let plan = Plan {
+        kind,
+        devices: options.devices,
+        registered,
+        window: Duration::from_secs(options.seconds),
+        rate: options.rate,
+        recipients: options.recipients,
+        payload_bytes: options.payload,
+        per_device: options.per_device,
+        history: options.history.clone(),
+        disk: scratch.dir.clone(),
+    };
+    let broker = match &options.connection {
+        Some(file) => running(file)?,
+        None => started(&options, &scratch).await?,
+    };
+    let report = scenario::run(&plan, &broker, options.json).await?;
+    if let Some(cluster) = broker.cluster {
+        cluster.stop().await?;
+    }
+    println!("{}", if options.json { report.json() } else { report.table() });
+    Ok(report.verdict == "kept")
+}
+
+async fn started(options: &Options, scratch: &Scratch) -> Result<Broker> {
+    let Some(nodes) = options.local_cluster else {
+        bail!("name a broker with --connection FILE, or start one with --local-cluster 3");
+    };
+    if ![1, 3, 5].contains(&nodes) {
+        bail!("--local-cluster {nodes}: 1, 3 or 5 nodes");
+    }
+    let martlet = match &options.martlet {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("martlet"),
+    };
+    if !martlet.exists() {
+        bail!("{} is missing: build it with `cargo build --release`, or name it with --martlet", martlet.display());
+    }
+    let layout = Layout {
+        martlet,
+        dir: scratch.dir.join("cluster"),
+        nodes,
+        shards: options.shards,
+        node_extra: String::new(),
+        gateway_extra: String::new(),
+    };
+    let cluster = Cluster::start(layout).await?;
+    Ok(Broker {
+        http: cluster.http(),
+        mcs: cluster.mcs(),
+        ca_file: cluster.ca_file(),
+        project: cluster.project.clone(),
+        shards: options.shards,
+        cluster: Some(cluster),
+    })
+}
+
+/// A broker that runs already.
+fn running(file: &std::path::Path) -> Result<Broker> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read --connection {}", file.display()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
+    let word = |value: &serde_json::Value, key: &str| {
+        let word = value[key].as_str().map(ToOwned::to_owned);
+        word.with_context(|| format!("{} has no {key}", file.display()))
+    };
+    let project = &json["projects"][0];
+    Ok(Broker {
+        http: word(&json, "http")?,
+        mcs: word(&json, "mcs")?,
+        ca_file: word(&json, "ca_file")?.into(),
+        project: Project { sender_id: word(project, "sender_id")?, server_key: word(project, "server_key")? },
+        cluster: None,
+        shards: 0,
+    })
+}
+
+/// A directory for the run; one that we made ourselves goes with it.
+#[derive(Debug)]
+struct Scratch {
+    dir: PathBuf,
+    ours: bool,
+}
+
+impl Scratch {
+    fn new(named: Option<PathBuf>) -> Result<Self> {
+        let ours = named.is_none();
+        let dir = named.unwrap_or_else(|| {
+            let name = format!("martlet-loadtest-{}", std::process::id());
+            std::env::temp_dir().join(name)
+        });
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        Ok(Self { dir, ours })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.ours {
+            drop(std::fs::remove_dir_all(&self.dir));
+        }
+    }
+}
+
+/// A device is a descriptor.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With the limit as it was, a run of too many devices fails at connecting and says so.
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,199 @@
+//! An app server: it sends messages over HTTP and says what became of each.
+//!
+//! Owns the mapping from answers to outcomes: what is definite, what is unknown (gcm-http.md section 7, decisions "unknown
+//! outcome"). Each target of a multicast is an op of its own.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    clock::RunClock,
+    history::{Recorder, What},
+    http::{HttpAnswer, HttpClient},
+};
+
+/// A project and its key.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// Decimal digits.
+    pub sender_id: String,
+    /// In clear.
+    pub server_key: String,
+}
+
+/// One recipient of a send.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Name of the device.
+    pub device: String,
+    /// Its registration token.
+    pub token: String,
+}
+
+/// Name of the op that `send` (unique in the run) is for one device: all recipients of a multicast get one payload, which
+/// names the send, and each knows its own name.
+#[must_use]
+pub fn op_of(send: &str, device: &str) -> String {
+    format!("{send}@{device}")
+}
+
+/// How one target of a send ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// Stored: the message id.
+    Acked(String),
+    /// Definitely not stored: the broker's word.
+    Failed(String),
+    /// It may be stored.
+    Unknown(String),
+}
+
+/// Sends and records.
+#[derive(Debug, Clone)]
+pub struct AppServer {
+    /// Where to.
+    pub http: HttpClient,
+    /// As whom.
+    pub project: Project,
+    /// Size of the `body` value, bytes.
+    pub payload_bytes: usize,
+    /// Time to live, seconds; none: the protocol's default.
+    pub ttl_secs: Option<u32>,
+}
+
+impl AppServer {
+    /// Sends one message, `send` by name, to all targets in one request. `intended` is the moment (seconds of the run) at which it was due:
+    /// devices measure latency from it.
+    pub async fn send(
+        &self,
+        clock: &RunClock,
+        recorder: &Recorder,
+        send: &str,
+        targets: &[Target],
+        intended: f64,
+    ) -> Vec<Sent> {
+        let body = body_of(send, self.payload_bytes);
+        let sha = digest(&body);
+        for target in targets {
+            let what = What::SendInvoked {
+                op: op_of(send, &target.device),
+                token: target.token.clone(),
+                tenant: self.project.sender_id.clone(),
+                ttl: self.ttl_secs.map(f64::from),
+                collapse_key: None,
+                priority: None,
+                receipt: None,
+                sha: Some(sha.clone()),
+            };
+            recorder.record(clock.secs(), what);
+        }
+        let request = self.request(send, targets, &body, intended);
+        let authorization = format!("key={}", self.project.server_key);
+        let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
+        let answer = self.http.post("/gcm/send", &headers, request).await;
+        let outcomes = match answer {
+            Ok(answer) => outcomes(&answer, targets.len()),
+            Err(error) => vec![Sent::Unknown(format!("{error:#}")); targets.len()],
+        };
+        for (target, outcome) in targets.iter().zip(&outcomes) {
+            let op = op_of(send, &target.device);
+            let what = match outcome.clone() {
+                Sent::Acked(id) => What::SendAcked { op, message_id: Some(id) },
+                Sent::Failed(error) => What::SendFailed { op, error: Some(error) },
+                Sent::Unknown(error) => What::SendUnknown { op, error: Some(error) },
+            };
+            recorder.record(clock.secs(), what);
+        }
+        outcomes
+    }
+
+    fn request(&self, send: &str, targets: &[Target], body: &str, intended: f64) -> Bytes {
+        let mut request = json!({
+            "data": { "op": send, "at": format!("{intended:.6}"), "body": body },
+        });
+        match targets {
+            [one] => request["to"] = Value::from(one.token.as_str()),
+            many => {
+                let tokens = many.iter().map(|target| Value::from(target.token.as_str())).collect();
+                request["registration_ids"] = Value::Array(tokens);
+            }
+        }
+        if let Some(ttl) = self.ttl_secs {
+            request["time_to_live"] = Value::from(ttl);
+        }
+        Bytes::from(request.to_string())
+    }
+}
+
+/// The payload of an op: `bytes` characters that no other op has, so that a mixed-up body is seen.
+#[must_use]
+pub fn body_of(op: &str, bytes: usize) -> String {
+    let seed = digest(op);
+    seed.chars().cycle().take(bytes).collect()
+}
+
+/// SHA-256 in hex, as the history holds it.
+#[must_use]
+pub fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What an answer says of each target.
+fn outcomes(answer: &HttpAnswer, targets: usize) -> Vec<Sent> {
+    let text = || String::from_utf8_lossy(&answer.body).chars().take(200).collect::<String>();
+    match answer.status {
+        200 => {}
+        // Nothing was or will be accepted.
+        503 | 400..=499 => return vec![Sent::Failed(format!("{} {}", answer.status, text())); targets],
+        status => return vec![Sent::Unknown(format!("{status} {}", text())); targets],
+    }
+    let parsed: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    let results = parsed.as_ref().and_then(|value| value["results"].as_array());
+    let Some(results) = results.filter(|results| results.len() == targets) else {
+        return vec![Sent::Unknown(format!("not an answer to {targets} targets: {}", text())); targets];
+    };
+    let word = |result: &Value, field: &str| result[field].as_str().map(ToOwned::to_owned);
+    let outcome = |result: &Value| match (word(result, "message_id"), word(result, "error")) {
+        (Some(id), None) => Sent::Acked(id),
+        (None, Some(error)) if error == "InternalServerError" => Sent::Unknown(error),
+        (None, Some(error)) => Sent::Failed(error),
+        _ => Sent::Unknown(result.to_string()),
+    };
+    results.iter().map(outcome).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> HttpAnswer {
+        HttpAnswer { status, body: Bytes::from(body.to_owned()) }
+    }
+
+    #[test]
+    fn internal_server_error_and_500_are_unknown_unavailable_and_503_are_not() {
+        let body = r#"{"results":[{"message_id":"m"},{"error":"InternalServerError"},{"error":"Unavailable"}]}"#;
+        let expected = [
+            Sent::Acked("m".to_owned()),
+            Sent::Unknown("InternalServerError".to_owned()),
+            Sent::Failed("Unavailable".to_owned()),
+        ];
+        assert_eq!(outcomes(&answer(200, body), 3), expected);
+        assert!(matches!(outcomes(&answer(500, ""), 1)[..], [Sent::Unknown(_)]));
+        assert!(matches!(outcomes(&answer(503, ""), 1)[..], [Sent::Failed(_)]));
+        assert!(matches!(outcomes(&answer(401, ""), 1)[..], [Sent::Failed(_)]));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_the_request_is_unknown() {
+        assert!(matches!(outcomes(&answer(200, r#"{"results":[]}"#), 1)[..], [Sent::Unknown(_)]));
+        assert!(matches!(outcomes(&answer(200, "<html>"), 1)[..], [Sent::Unknown(_)]));
+    }
+
+    #[test]
+    fn bodies_of_two_ops_differ_and_have_the_asked_size() {
+        assert_eq!(body_of("1", 1024).len(), 1024);
+        assert_ne!(body_of("1", 64), body_of("2", 64));
+    }
+}

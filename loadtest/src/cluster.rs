@@ -1,0 +1,369 @@
+//! A cluster of processes on loopback: node processes, one gateway, all of the real executable.
+//!
+//! Owns the processes, their configuration files and their logs; they end with it. Each node has a directory of its own. Kills
+//! are SIGKILL: what a process had not made durable is gone.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{app_server::Project, clock::RunClock, http::HttpClient, machine};
+
+/// Patience for a process to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a local cluster is laid out.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The `martlet` executable.
+    pub martlet: PathBuf,
+    /// Directory for data, configuration and logs; it must be empty or absent.
+    pub dir: PathBuf,
+    /// Nodes: 1, 3 or 5.
+    pub nodes: usize,
+    /// Shards.
+    pub shards: u32,
+    /// Further lines of every node's configuration, TOML.
+    pub node_extra: String,
+    /// Further lines of the gateway's configuration, TOML.
+    pub gateway_extra: String,
+}
+
+/// One process of the cluster and how it is started.
+#[derive(Debug)]
+struct Process {
+    name: String,
+    role: &'static str,
+    config: PathBuf,
+    log: PathBuf,
+    /// Port of its health endpoints.
+    admin: u16,
+    child: Option<Child>,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    layout: Layout,
+    nodes: Vec<Process>,
+    gateway: Process,
+    grpc: Vec<u16>,
+    /// Ports of the gateway: HTTP and MCS.
+    http: u16,
+    mcs: u16,
+    /// The project that was created.
+    pub project: Project,
+}
+
+impl Cluster {
+    /// Starts nodes and gateway, creates the cluster and one project, and waits until all are ready.
+    ///
+    /// # Errors
+    /// When a process ends or does not become ready; its log is named.
+    pub async fn start(layout: Layout) -> Result<Self> {
+        fs::create_dir_all(&layout.dir).with_context(|| format!("create {}", layout.dir.display()))?;
+        let secret = layout.dir.join("secret");
+        let seed = crate::app_server::digest(&format!("{}{}", RunClock::wall_micros(), std::process::id()));
+        fs::write(&secret, format!("{seed}\n"))?;
+        let ports = free_ports(2 * layout.nodes + 4)?;
+        let (grpc, rest) = ports.split_at(layout.nodes);
+        let (node_admin, rest) = rest.split_at(layout.nodes);
+        let &[http, https, mcs, gateway_admin] = rest else { bail!("ports were counted wrong") };
+        run(&layout, &["ca", "--data", path(&layout.dir)?])?;
+
+        let mut nodes = Vec::new();
+        for (at, (&grpc, &admin)) in grpc.iter().zip(node_admin).enumerate() {
+            let id = at + 1;
+            let data = layout.dir.join(format!("node-{id}"));
+            let text = format!(
+                "[node]\nid = {id}\nlisten = \"127.0.0.1:{grpc}\"\ndata = {data:?}\nsecret_file = {secret:?}\n\n\
+                 [admin]\nlisten = \"127.0.0.1:{admin}\"\n\n{}\n",
+                layout.node_extra
+            );
+            nodes.push(Process::new(&layout, format!("node-{id}"), "node", &text, admin)?);
+        }
+        let seeds: Vec<String> = grpc.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let ca = layout.dir.join("ca");
+        let text = format!(
+            "[gateway]\nseeds = {seeds:?}\nsecret_file = {secret:?}\ncert_file = {:?}\nkey_file = {:?}\n\
+             http = \"127.0.0.1:{http}\"\nhttps = \"127.0.0.1:{https}\"\n\n[mcs]\nlisten = [\"127.0.0.1:{mcs}\"]\n\n\
+             [admin]\nlisten = \"127.0.0.1:{gateway_admin}\"\n\n{}\n",
+            ca.join("server.pem"),
+            ca.join("server.key"),
+            layout.gateway_extra
+        );
+        let gateway = Process::new(&layout, "gateway".to_owned(), "gateway", &text, gateway_admin)?;
+        let project = Project { sender_id: "900100200300".to_owned(), server_key: format!("key-{}", &seed[..32]) };
+        let mut cluster = Self { nodes, gateway, grpc: grpc.to_vec(), http, mcs, project, layout };
+        cluster.begin().await?;
+        Ok(cluster)
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            node.spawn(&self.layout)?;
+        }
+        for node in &mut self.nodes {
+            node.wait("/livez").await?;
+        }
+        let peers: Vec<String> =
+            self.grpc.iter().enumerate().map(|(at, port)| format!("{}=127.0.0.1:{port}", at + 1)).collect();
+        let shards = self.layout.shards.to_string();
+        self.admin(&["cluster", "create", "--peers", &peers.join(","), "--shards", &shards])?;
+        for node in &mut self.nodes {
+            node.wait("/readyz").await?;
+        }
+        let (sender_id, key) = (self.project.sender_id.clone(), self.project.server_key.clone());
+        self.admin(&["project", "create", "--sender-id", &sender_id, "--server-key", &key])?;
+        self.gateway.spawn(&self.layout)?;
+        self.gateway.wait("/readyz").await
+    }
+
+    /// Runs `martlet admin` with these arguments against the cluster; what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn admin(&self, arguments: &[&str]) -> Result<String> {
+        let nodes: Vec<String> = self.grpc.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let nodes = nodes.join(",");
+        let all: Vec<&str> = ["admin", "--node", &nodes].into_iter().chain(arguments.iter().copied()).collect();
+        run(&self.layout, &all)
+    }
+
+    /// Base address of HTTP.
+    #[must_use]
+    pub fn http(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// Address of MCS.
+    #[must_use]
+    pub fn mcs(&self) -> String {
+        format!("127.0.0.1:{}", self.mcs)
+    }
+
+    /// Addresses of the health endpoints of all processes, gateway last.
+    #[must_use]
+    pub fn admin_addresses(&self) -> Vec<String> {
+        self.processes().map(|process| format!("http://127.0.0.1:{}", process.admin)).collect()
+    }
+
+    /// PEM file of the CA.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.layout.dir.join("ca/ca.pem")
+    }
+
+    /// Number of nodes.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Data directory of node `at` (from 0).
+    #[must_use]
+    pub fn node_data(&self, at: usize) -> PathBuf {
+        self.layout.dir.join(format!("node-{}", at + 1))
+    }
+
+    /// Kills node `at` (from 0) with SIGKILL.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill_node(&mut self, at: usize) -> Result<()> {
+        self.nodes[at].kill()
+    }
+
+    /// Starts node `at` again and does not wait.
+    ///
+    /// # Errors
+    /// When the executable cannot be started.
+    pub fn start_node(&mut self, at: usize) -> Result<()> {
+        self.nodes[at].spawn(&self.layout)
+    }
+
+    /// Kills the gateway with SIGKILL.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill_gateway(&mut self) -> Result<()> {
+        self.gateway.kill()
+    }
+
+    /// Starts the gateway again and does not wait.
+    ///
+    /// # Errors
+    /// When the executable cannot be started.
+    pub fn start_gateway(&mut self) -> Result<()> {
+        self.gateway.spawn(&self.layout)
+    }
+
+    /// Waits until every process is ready.
+    ///
+    /// # Errors
+    /// When one ended or is not in time.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        for process in self.nodes.iter_mut().chain([&mut self.gateway]) {
+            process.wait("/readyz").await?;
+        }
+        Ok(())
+    }
+
+    /// CPU seconds of all processes that run.
+    #[must_use]
+    pub fn cpu_secs(&self) -> f64 {
+        self.pids().filter_map(|pid| machine::cpu_secs(pid).ok()).sum()
+    }
+
+    /// CPU seconds of each process that runs, by name.
+    #[must_use]
+    pub fn cpu_secs_each(&self) -> Vec<(String, f64)> {
+        let each = self.processes().filter_map(|process| {
+            let pid = process.child.as_ref()?.id();
+            Some((process.name.clone(), machine::cpu_secs(pid).ok()?))
+        });
+        each.collect()
+    }
+
+    /// Resident memory of all processes that run, bytes.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.pids().filter_map(|pid| machine::resident_bytes(pid).ok()).sum()
+    }
+
+    /// Ends all processes in order (SIGTERM, then SIGKILL); the first that did not end cleanly is named.
+    ///
+    /// # Errors
+    /// When a process ended with a failure.
+    pub async fn stop(mut self) -> Result<()> {
+        let mut failed = None;
+        for process in std::iter::once(&mut self.gateway).chain(&mut self.nodes) {
+            if let Err(error) = process.end().await {
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.nodes.iter().chain([&self.gateway])
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        self.processes().filter_map(|process| process.child.as_ref()).map(Child::id)
+    }
+}
+
+impl Process {
+    fn new(layout: &Layout, name: String, role: &'static str, config: &str, admin: u16) -> Result<Self> {
+        let file = layout.dir.join(format!("{name}.toml"));
+        fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
+        let log = layout.dir.join(format!("{name}.log"));
+        Ok(Self { name, role, config: file, log, admin, child: None })
+    }
+
+    fn spawn(&mut self, layout: &Layout) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let child = Command::new(&layout.martlet)
+            .args([self.role, "--config", path(&self.config)?])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", layout.martlet.display()))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    async fn wait(&mut self, probe: &str) -> Result<()> {
+        let http = HttpClient::new(&format!("http://127.0.0.1:{}", self.admin))?;
+        let clock = RunClock::begin();
+        loop {
+            let said = match http.get(probe).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => String::from_utf8_lossy(&answer.body).replace('\n', "; "),
+                Err(error) => format!("{error:#}"),
+            };
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                bail!("{} ended with {status} before it was ready; its log is {}", self.name, self.log.display());
+            }
+            if clock.elapsed() > READY_TIMEOUT {
+                let log = self.log.display();
+                bail!("{} was not ready within {READY_TIMEOUT:?} ({said}); its log is {log}", self.name);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;
+        child.kill().with_context(|| format!("kill {}", self.name))?;
+        child.wait()?;
+        self.child = None;
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let Some(child) = self.child.as_mut() else { return Ok(()) };
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id is above 0")?;
+        kill_process(pid, Signal::TERM)?;
+        let clock = RunClock::begin();
+        loop {
+            match child.try_wait()? {
+                Some(status) if status.success() => break,
+                Some(status) => bail!("{} ended with {status}; its log is {}", self.name, self.log.display()),
+                None if clock.elapsed() > READY_TIMEOUT => {
+                    self.kill()?;
+                    bail!(
+                        "{} did not end within {READY_TIMEOUT:?} of SIGTERM; its log is {}",
+                        self.name,
+                        self.log.display()
+                    );
+                }
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+        self.child = None;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Whoever ends early still leaves no process behind.
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// Runs the executable to its end; what it printed.
+fn run(layout: &Layout, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(&layout.martlet)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {}", layout.martlet.display()))?;
+    if !output.status.success() {
+        bail!("martlet {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Ports that were free a moment ago, all different.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}

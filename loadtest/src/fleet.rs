@@ -1,0 +1,375 @@
+//! The devices of a run: registered, some of them on line, each recording what it gets and acknowledges.
+//!
+//! Owns the device tasks and what they count. A device behaves as published clients do: it acknowledges after ten messages or a
+//! short while, keeps the persistent ids it has no confirmation for, and names them at its next login.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use hdrhistogram::Histogram;
+use martlet_proto::{device::mcs::DataMessageStanza, mcs::stanza::Stanza};
+use rustls::ClientConfig;
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    app_server::{digest, op_of},
+    clock::RunClock,
+    device::{self, Connection, Identity},
+    history::{Recorder, What},
+    http::HttpClient,
+};
+
+/// Application id of every device of the generator.
+pub const APP: &str = "net.martlet.loadtest";
+
+/// Messages after which a device acknowledges at once. Source: device.md section 8.3 (Chromium).
+const ACK_AFTER: usize = 10;
+
+/// How long a device keeps an acknowledgement to itself.
+const ACK_DELAY: Duration = Duration::from_millis(300);
+
+/// How long it waits for the confirmation of one before it asks by a ping.
+const CONFIRM_DELAY: Duration = Duration::from_secs(2);
+
+/// Registrations and logins under way at once.
+const PARALLEL_MAX: usize = 48;
+
+/// Pause before a connection is tried again, doubled up to [`RECONNECT_MAX`].
+const RECONNECT_MIN: Duration = Duration::from_millis(100);
+
+/// Longest pause between two tries.
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// A registered device.
+#[derive(Debug)]
+pub struct Device {
+    /// Its name in the history.
+    pub name: String,
+    /// From check-in.
+    pub identity: Identity,
+    /// From registration.
+    pub token: String,
+    /// Sent and not yet arrived.
+    pub outstanding: AtomicUsize,
+}
+
+/// What the devices saw, together.
+#[derive(Debug)]
+pub struct Seen {
+    /// From the intended send time to arrival, microseconds; first arrivals of the measured window only.
+    pub latency_micros: Mutex<Histogram<u64>>,
+    /// First and further arrivals.
+    pub arrivals: AtomicU64,
+    /// Devices on line now.
+    pub on_line: AtomicUsize,
+    /// Notices of overflow.
+    pub notices: AtomicU64,
+    /// Whether arrivals are measured now.
+    pub measuring: std::sync::atomic::AtomicBool,
+}
+
+/// Where devices connect, and who listens to them.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// HTTP of check-in and registration.
+    pub http: HttpClient,
+    /// `host:port` of MCS.
+    pub mcs: String,
+    /// Trust for it.
+    pub tls: Arc<ClientConfig>,
+    /// Sender the devices register for.
+    pub sender_id: String,
+    /// The run's clock.
+    pub clock: RunClock,
+    /// The run's history.
+    pub recorder: Arc<Recorder>,
+}
+
+/// Registered devices and the tasks of those on line.
+#[derive(Debug)]
+pub struct Fleet {
+    /// All that are registered.
+    pub devices: Vec<Arc<Device>>,
+    /// What they saw.
+    pub seen: Arc<Seen>,
+    around: Surroundings,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    logins: Arc<Semaphore>,
+}
+
+impl Fleet {
+    /// Checks in and registers `count` devices; `progress` is told each.
+    ///
+    /// # Errors
+    /// The first device that the broker refuses.
+    pub async fn register(around: Surroundings, count: usize, progress: impl Fn(u64)) -> Result<Self> {
+        let mut devices = Vec::with_capacity(count);
+        let mut under_way = JoinSet::new();
+        for n in 0..count {
+            if under_way.len() >= PARALLEL_MAX {
+                devices.push(joined(under_way.join_next().await)?);
+                progress(1);
+            }
+            under_way.spawn(enroll(around.clone(), format!("d{n}")));
+        }
+        while !under_way.is_empty() {
+            devices.push(joined(under_way.join_next().await)?);
+            progress(1);
+        }
+        let latency = Histogram::new(3).context("a histogram of three digits")?;
+        let seen = Seen {
+            latency_micros: Mutex::new(latency),
+            arrivals: AtomicU64::new(0),
+            on_line: AtomicUsize::new(0),
+            notices: AtomicU64::new(0),
+            measuring: false.into(),
+        };
+        Ok(Self {
+            devices,
+            seen: Arc::new(seen),
+            around,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            logins: Arc::new(Semaphore::new(PARALLEL_MAX)),
+        })
+    }
+
+    /// Brings the devices of `range` on line; they reconnect until [`Fleet::leave`].
+    pub fn connect(&self, range: std::ops::Range<usize>) {
+        for device in &self.devices[range] {
+            let task = Task {
+                device: Arc::clone(device),
+                seen: Arc::clone(&self.seen),
+                around: self.around.clone(),
+                stop: self.stop.clone(),
+                logins: Arc::clone(&self.logins),
+                unacked: VecDeque::new(),
+                carried: Vec::new(),
+            };
+            self.tasks.spawn(task.run());
+        }
+    }
+
+    /// Waits until `count` devices are on line.
+    ///
+    /// # Errors
+    /// When it takes longer than `patience`.
+    pub async fn wait_on_line(&self, count: usize, patience: Duration, progress: impl Fn(u64)) -> Result<()> {
+        let until = self.around.clock.elapsed() + patience;
+        loop {
+            let on_line = self.seen.on_line.load(Ordering::Relaxed);
+            progress(on_line as u64);
+            if on_line >= count {
+                return Ok(());
+            }
+            if self.around.clock.elapsed() > until {
+                bail!("{on_line} of {count} devices came on line within {patience:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sent and not yet arrived, over all devices.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.devices.iter().map(|device| device.outstanding.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Ends all connections and waits for them.
+    pub async fn leave(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn joined(done: Option<Result<Result<Arc<Device>>, tokio::task::JoinError>>) -> Result<Arc<Device>> {
+    done.context("a registration was under way")?.context("a registration panicked")?
+}
+
+async fn enroll(around: Surroundings, name: String) -> Result<Arc<Device>> {
+    let identity = device::check_in(&around.http, None).await?;
+    let token = device::register(&around.http, identity, APP, &around.sender_id).await?;
+    let what = What::Register {
+        token: token.clone(),
+        device: name.clone(),
+        tenant: around.sender_id.clone(),
+        app: Some(APP.to_owned()),
+    };
+    around.recorder.record(around.clock.secs(), what);
+    Ok(Arc::new(Device { name, identity, token, outstanding: AtomicUsize::new(0) }))
+}
+
+/// A message that was received and has no confirmed acknowledgement.
+#[derive(Debug)]
+struct Unacked {
+    stream_id: i32,
+    /// None for a notice: nobody sent it.
+    op: Option<String>,
+    persistent_id: String,
+}
+
+/// One device on line; it owns the device's connections one after the other.
+struct Task {
+    device: Arc<Device>,
+    seen: Arc<Seen>,
+    around: Surroundings,
+    stop: CancellationToken,
+    logins: Arc<Semaphore>,
+    unacked: VecDeque<Unacked>,
+    /// Named at the last login; kept until the server has confirmed something after it.
+    carried: Vec<String>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        let mut pause = RECONNECT_MIN;
+        for session in 1.. {
+            let connection = tokio::select! { () = stop.cancelled() => return, opened = self.open() => opened };
+            let Ok(connection) = connection else {
+                tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(pause) => {} }
+                pause = (pause * 2).min(RECONNECT_MAX);
+                continue;
+            };
+            pause = RECONNECT_MIN;
+            let session = format!("{}/{session}", self.device.name);
+            let device = self.device.name.clone();
+            self.record(What::Connected { device: device.clone(), session: Some(session.clone()) });
+            self.seen.on_line.fetch_add(1, Ordering::Relaxed);
+            self.serve(connection, &session, &stop).await;
+            self.seen.on_line.fetch_sub(1, Ordering::Relaxed);
+            self.record(What::Disconnected { device, session: Some(session) });
+            if stop.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Connection> {
+        let _slot = self.logins.acquire().await?;
+        let open = self.unacked.drain(..).map(|message| message.persistent_id);
+        self.carried.extend(open);
+        let ids = self.carried.clone();
+        Connection::open(&self.around.mcs, Arc::clone(&self.around.tls), self.device.identity, ids).await
+    }
+
+    /// Serves until the connection ends or the run does.
+    async fn serve(&mut self, mut connection: Connection, session: &str, stop: &CancellationToken) {
+        let mut ack_at: Option<Instant> = None;
+        let mut acked_len = 0;
+        loop {
+            let deadline = async {
+                match ack_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let next = tokio::select! {
+                () = stop.cancelled() => {
+                    // A connection that is gone already ends the same.
+                    drop(connection.close().await);
+                    return;
+                }
+                next = connection.next() => next,
+                () = deadline => {
+                    let sent = if connection.owes_ack() { connection.stream_ack().await } else { connection.ping().await };
+                    acked_len = self.unacked.len();
+                    ack_at = (!self.unacked.is_empty()).then(|| Instant::now() + CONFIRM_DELAY);
+                    if sent.is_err() { return }
+                    continue;
+                }
+            };
+            let Ok(Some(received)) = next else { return };
+            match received.stanza {
+                Stanza::Data(data) => self.arrived(&data, received.stream_id, session),
+                Stanza::Close | Stanza::StreamError(_) => return,
+                _ => {}
+            }
+            let before = self.unacked.len();
+            self.confirm(connection.confirmed_through());
+            acked_len = acked_len.saturating_sub(before - self.unacked.len());
+            let new = self.unacked.len() - acked_len.min(self.unacked.len());
+            if new >= ACK_AFTER {
+                acked_len = self.unacked.len();
+                if connection.stream_ack().await.is_err() {
+                    return;
+                }
+                ack_at = Some(Instant::now() + CONFIRM_DELAY);
+            } else if new > 0 && acked_len == 0 {
+                ack_at.get_or_insert_with(|| Instant::now() + ACK_DELAY);
+            } else if new > 0 {
+                let soon = Instant::now() + ACK_DELAY;
+                ack_at = Some(ack_at.map_or(soon, |at| at.min(soon)));
+            } else if self.unacked.is_empty() {
+                ack_at = None;
+            }
+        }
+    }
+
+    fn arrived(&mut self, data: &DataMessageStanza, stream_id: i32, session: &str) {
+        let value = |key: &str| data.app_data.iter().find(|pair| pair.key == key).map(|pair| pair.value.as_str());
+        let device = self.device.name.clone();
+        if value("message_type") == Some("deleted_messages") {
+            self.seen.notices.fetch_add(1, Ordering::Relaxed);
+            self.device.outstanding.store(0, Ordering::Relaxed);
+            let (token, app) = (Some(self.device.token.clone()), Some(data.category.clone()));
+            self.record(What::DeletedMessages { device, token, tenant: Some(data.from.clone()), app });
+        } else {
+            self.record(What::Delivered {
+                op: value("op").map(|send| op_of(send, &device)),
+                message_id: data.persistent_id.clone(),
+                device,
+                tenant: Some(data.from.clone()),
+                app: Some(data.category.clone()),
+                token: None,
+                session: Some(session.to_owned()),
+                sha: value("body").map(digest),
+            });
+            self.seen.arrivals.fetch_add(1, Ordering::Relaxed);
+            let outstanding = &self.device.outstanding;
+            let _ = outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+            if self.seen.measuring.load(Ordering::Relaxed)
+                && let Some(at) = value("at").and_then(|at| at.parse::<f64>().ok())
+            {
+                let micros = ((self.around.clock.secs() - at).max(0.0) * 1e6) as u64;
+                let mut latency = self.seen.latency_micros.lock().unwrap_or_else(PoisonError::into_inner);
+                latency.saturating_record(micros);
+            }
+        }
+        if let Some(persistent_id) = data.persistent_id.clone() {
+            let op = value("op").map(|send| op_of(send, &self.device.name));
+            self.unacked.push_back(Unacked { stream_id, op, persistent_id });
+        }
+    }
+
+    fn confirm(&mut self, through: i32) {
+        if through > 1 {
+            self.carried.clear();
+        }
+        while self.unacked.front().is_some_and(|message| message.stream_id <= through) {
+            let Some(message) = self.unacked.pop_front() else { return };
+            if message.op.is_some() {
+                self.record(What::DeviceAcked {
+                    device: self.device.name.clone(),
+                    op: message.op,
+                    message_id: Some(message.persistent_id),
+                    confirmed: Some(true),
+                });
+            }
+        }
+    }
+
+    fn record(&self, what: What) {
+        self.around.recorder.record(self.around.clock.secs(), what);
+    }
+}

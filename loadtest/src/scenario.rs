@@ -1,0 +1,447 @@
+//! The scenarios: what is measured, and when.
+//!
+//! A run registers its devices, brings them on line, sends, waits until everything acked has arrived, and hands the history to
+//! the ledger. Owns the phases and the measured window; sends fewer than the limit of waiting messages to any device, so that the
+//! limit explains nothing.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    app_server::{AppServer, Project, Sent, Target},
+    clock::RunClock,
+    cluster::Cluster,
+    device,
+    fleet::{Device, Fleet, Surroundings},
+    history::{Recorder, What},
+    http::HttpClient,
+    ledger::{self, Terms},
+    machine,
+    pace::Pace,
+    report::{Report, to_f64},
+};
+
+/// Messages sent and not arrived that a device may have: below the limit of 100 waiting ones.
+const OUTSTANDING_MAX: usize = 90;
+
+/// Requests under way at once in a closed loop.
+const CLOSED_LOOP_WORKERS: usize = 64;
+
+/// Requests under way at once in an open loop; beyond it the generator itself is late, which counts as latency.
+const OPEN_LOOP_MAX: usize = 4_096;
+
+/// Sending before the measured window begins.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+/// Longest wait without any arrival for what was acked.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Devices stay on line this long after the last arrival, for what should not come.
+const LINGER: Duration = Duration::from_millis(1_500);
+
+/// Longest wait for devices to come on line.
+const ON_LINE_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Which scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Devices on line, messages at a rate.
+    Steady,
+    /// Messages for devices that are away; then all come at once.
+    OfflineDrain,
+}
+
+/// What a run is to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which scenario.
+    pub kind: Kind,
+    /// Devices on line.
+    pub devices: usize,
+    /// Registered devices, those on line included.
+    pub registered: usize,
+    /// Measured window of `steady`.
+    pub window: Duration,
+    /// Requests a second; none: as fast as answers come.
+    pub rate: Option<f64>,
+    /// Tokens of a request.
+    pub recipients: usize,
+    /// Size of the body, bytes.
+    pub payload_bytes: usize,
+    /// Messages for each device of `offline-drain`.
+    pub per_device: usize,
+    /// Where the history is written.
+    pub history: Option<PathBuf>,
+    /// Directory whose disk is measured.
+    pub disk: PathBuf,
+}
+
+/// The broker of a run.
+#[derive(Debug)]
+pub struct Broker {
+    /// Base address of HTTP.
+    pub http: String,
+    /// Address of MCS.
+    pub mcs: String,
+    /// CA of MCS.
+    pub ca_file: PathBuf,
+    /// Project that sends.
+    pub project: Project,
+    /// Its processes, where they are ours.
+    pub cluster: Option<Cluster>,
+    /// Shards of the local cluster.
+    pub shards: u32,
+}
+
+/// Runs a plan and judges it.
+///
+/// # Errors
+/// When the broker could not be used at all; broken promises are in the report.
+pub async fn run(plan: &Plan, broker: &Broker, quiet: bool) -> Result<Report> {
+    let clock = RunClock::begin();
+    let recorder = Arc::new(Recorder::new(plan.history.as_deref()).context("create --history")?);
+    let http = HttpClient::new(&broker.http)?;
+    let around = Surroundings {
+        http: http.clone(),
+        mcs: broker.mcs.clone(),
+        tls: device::trusting(&broker.ca_file)?,
+        sender_id: broker.project.sender_id.clone(),
+        clock: clock.clone(),
+        recorder: Arc::clone(&recorder),
+    };
+    let fdatasync_per_s = machine::fdatasync_per_sec(&plan.disk, Duration::from_secs(1))?;
+    let bar = progress(quiet, "registering", plan.registered);
+    let fleet = Fleet::register(around, plan.registered, |done| bar.inc(done)).await?;
+    bar.finish_and_clear();
+    let app_server =
+        AppServer { http, project: broker.project.clone(), payload_bytes: plan.payload_bytes, ttl_secs: None };
+    let run = Run { plan, broker, clock, recorder, fleet, app_server, sends: AtomicU64::new(0), quiet };
+    let mut report = match plan.kind {
+        Kind::Steady => run.steady().await?,
+        Kind::OfflineDrain => run.offline_drain().await?,
+    };
+    report.fdatasync_per_s = fdatasync_per_s;
+    run.recorder.record(run.clock.secs(), What::End {});
+    let recorder = Arc::clone(&run.recorder);
+    drop(run);
+    let recorder = Arc::into_inner(recorder).context("a task of the run still records")?;
+    let events = recorder.finish().context("write --history")?;
+    let terms = Terms { acked_min: 1, delivered_min: 1, ..Terms::default() };
+    report.judged(&ledger::judge(&events, &terms));
+    Ok(report)
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    broker: &'a Broker,
+    clock: RunClock,
+    recorder: Arc<Recorder>,
+    fleet: Fleet,
+    app_server: AppServer,
+    sends: AtomicU64,
+    quiet: bool,
+}
+
+/// Counters at an edge of the measured window.
+struct Edge {
+    at: f64,
+    acked: u64,
+    arrived: u64,
+    cpu_secs: f64,
+    cpu_secs_each: Vec<(String, f64)>,
+}
+
+impl Run<'_> {
+    async fn steady(&self) -> Result<Report> {
+        self.bring_on_line().await?;
+        let sending = Arc::new(Sending::default());
+        let mut senders = JoinSet::new();
+        let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
+        let begin = self.clock.elapsed();
+        match self.plan.rate {
+            Some(rate) => drop(senders.spawn(self.sender(&sending, &devices).open_loop(Pace::new(begin, rate)))),
+            None => {
+                for _ in 0..CLOSED_LOOP_WORKERS {
+                    senders.spawn(self.sender(&sending, &devices).closed_loop());
+                }
+            }
+        }
+        let bar = progress(self.quiet, "sending", usize::try_from(self.plan.window.as_secs()).unwrap_or(0));
+        tokio::time::sleep(WARM_UP).await;
+        self.fleet.seen.measuring.store(true, Ordering::Relaxed);
+        let from = self.edge(&sending);
+        while Duration::from_secs_f64(self.clock.secs() - from.at) < self.plan.window {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            bar.set_position((self.clock.secs() - from.at) as u64);
+        }
+        let to = self.edge(&sending);
+        self.fleet.seen.measuring.store(false, Ordering::Relaxed);
+        let resident = self.broker.cluster.as_ref().map_or(0, Cluster::resident_bytes);
+        bar.finish_and_clear();
+        sending.stop.store(true, Ordering::Relaxed);
+        while let Some(done) = senders.join_next().await {
+            done.context("a sender panicked")?;
+        }
+        self.drain(&sending).await;
+        self.fleet.leave().await;
+        let mut report = self.report(&from, &to, resident);
+        report.throughput_per_s = to_f64(to.acked - from.acked) / report.seconds;
+        self.per_cpu(&mut report, to_f64(to.acked - from.acked));
+        Ok(report)
+    }
+
+    async fn offline_drain(&self) -> Result<Report> {
+        if self.plan.per_device >= OUTSTANDING_MAX {
+            bail!("--per-device: at most {}, below the limit of waiting messages", OUTSTANDING_MAX - 1);
+        }
+        let sending = Arc::new(Sending::default());
+        let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
+        let bar = progress(self.quiet, "storing", self.plan.devices * self.plan.per_device);
+        let slots = Arc::new(Semaphore::new(CLOSED_LOOP_WORKERS));
+        let mut sends = JoinSet::new();
+        for _ in 0..self.plan.per_device {
+            for chunk in devices.chunks(self.plan.recipients) {
+                let slot = Arc::clone(&slots).acquire_owned().await?;
+                let (sender, chunk) = (self.sender(&sending, &devices), chunk.to_vec());
+                bar.inc(chunk.len() as u64);
+                sends.spawn(async move {
+                    let _slot = slot;
+                    sender.send(&chunk, None).await;
+                });
+            }
+        }
+        while let Some(done) = sends.join_next().await {
+            done.context("a sender panicked")?;
+        }
+        bar.finish_and_clear();
+        let from = self.edge(&sending);
+        self.fleet.seen.measuring.store(true, Ordering::Relaxed);
+        self.fleet.connect(0..self.plan.devices);
+        self.drain(&sending).await;
+        let mut to = self.edge(&sending);
+        // The linger at the end of the drain is not part of what is measured.
+        to.at -= LINGER.as_secs_f64();
+        let resident = self.broker.cluster.as_ref().map_or(0, Cluster::resident_bytes);
+        self.fleet.leave().await;
+        let mut report = self.report(&from, &to, resident);
+        report.throughput_per_s = report.delivered_per_s;
+        self.per_cpu(&mut report, to_f64(to.arrived - from.arrived));
+        Ok(report)
+    }
+
+    async fn bring_on_line(&self) -> Result<()> {
+        let bar = progress(self.quiet, "connecting", self.plan.devices);
+        self.fleet.connect(0..self.plan.devices);
+        let all = self.plan.devices;
+        self.fleet.wait_on_line(all, ON_LINE_PATIENCE, |on_line| bar.set_position(on_line)).await?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Waits until everything acked has arrived, or nothing arrives any more.
+    async fn drain(&self, sending: &Sending) {
+        let expected = sending.acked.load(Ordering::Relaxed);
+        let bar = progress(self.quiet, "draining", usize::try_from(expected).unwrap_or(usize::MAX));
+        let arrived = || self.fleet.seen.arrivals.load(Ordering::Relaxed);
+        let mut last = (arrived(), self.clock.elapsed());
+        while self.fleet.outstanding() > 0 && self.clock.elapsed() - last.1 < DRAIN_PATIENCE {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if arrived() != last.0 {
+                last = (arrived(), self.clock.elapsed());
+            }
+            bar.set_position(last.0);
+        }
+        tokio::time::sleep(LINGER).await;
+        bar.finish_and_clear();
+    }
+
+    fn sender(&self, sending: &Arc<Sending>, devices: &Arc<[Arc<Device>]>) -> Sender {
+        Sender {
+            sending: Arc::clone(sending),
+            devices: Arc::clone(devices),
+            app_server: self.app_server.clone(),
+            clock: self.clock.clone(),
+            recorder: Arc::clone(&self.recorder),
+            recipients: self.plan.recipients,
+            first_send: self.sends.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn edge(&self, sending: &Sending) -> Edge {
+        Edge {
+            at: self.clock.secs(),
+            acked: sending.acked.load(Ordering::Relaxed),
+            arrived: self.fleet.seen.arrivals.load(Ordering::Relaxed),
+            cpu_secs: self.broker.cluster.as_ref().map_or(0.0, Cluster::cpu_secs),
+            cpu_secs_each: self.broker.cluster.as_ref().map_or_else(Vec::new, Cluster::cpu_secs_each),
+        }
+    }
+
+    fn per_cpu(&self, report: &mut Report, messages: f64) {
+        if report.server_cpu_s > 0.0 {
+            report.messages_per_server_cpu_s = messages / report.server_cpu_s;
+        }
+    }
+
+    fn report(&self, from: &Edge, to: &Edge, server_rss_bytes: u64) -> Report {
+        let seconds = (to.at - from.at).max(f64::MIN_POSITIVE);
+        let latency = self.fleet.seen.latency_micros.lock().unwrap_or_else(PoisonError::into_inner);
+        let ms = |quantile: f64| to_f64(latency.value_at_quantile(quantile)) / 1_000.0;
+        let before =
+            |name: &str| from.cpu_secs_each.iter().find(|(other, _)| other == name).map_or(0.0, |(_, secs)| *secs);
+        Report {
+            scenario: match self.plan.kind {
+                Kind::Steady => "steady",
+                Kind::OfflineDrain => "offline-drain",
+            },
+            verdict: "broken",
+            devices: self.plan.devices,
+            registered: self.plan.registered,
+            seconds,
+            rate: self.plan.rate.unwrap_or(0.0),
+            recipients: self.plan.recipients,
+            payload_bytes: self.plan.payload_bytes,
+            nodes: self.broker.cluster.as_ref().map_or(0, Cluster::nodes),
+            shards: self.broker.shards,
+            throughput_per_s: 0.0,
+            delivered_per_s: to_f64(to.arrived - from.arrived) / seconds,
+            messages_per_server_cpu_s: 0.0,
+            server_cpu_s: to.cpu_secs - from.cpu_secs,
+            server_cpu_s_each: to
+                .cpu_secs_each
+                .iter()
+                .map(|(name, secs)| (name.clone(), secs - before(name)))
+                .collect(),
+            p50_ms: ms(0.5),
+            p99_ms: ms(0.99),
+            p999_ms: ms(0.999),
+            max_ms: to_f64(latency.max()) / 1_000.0,
+            acked: 0,
+            delivered: 0,
+            failed: 0,
+            unknown: 0,
+            lost: 0,
+            duplicates: 0,
+            dropped_by_limit: 0,
+            fdatasync_per_s: 0.0,
+            server_rss_bytes,
+            violations: Vec::new(),
+            machine: machine::name(),
+        }
+    }
+}
+
+/// What all senders of a run share.
+#[derive(Debug, Default)]
+pub struct Sending {
+    /// Set when sending is to end.
+    pub stop: AtomicBool,
+    /// Messages acked so far.
+    pub acked: AtomicU64,
+    /// Messages refused or of unknown outcome so far.
+    pub not_acked: AtomicU64,
+    next_device: AtomicUsize,
+    next_send: AtomicU64,
+}
+
+/// One app server's loop; clones share what is under way.
+#[derive(Debug, Clone)]
+struct Sender {
+    sending: Arc<Sending>,
+    devices: Arc<[Arc<Device>]>,
+    app_server: AppServer,
+    clock: RunClock,
+    recorder: Arc<Recorder>,
+    recipients: usize,
+    first_send: u64,
+}
+
+impl Sender {
+    async fn closed_loop(self) {
+        while !self.sending.stop.load(Ordering::Relaxed) {
+            match self.pick() {
+                Some(devices) => self.send(&devices, None).await,
+                None => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
+    async fn open_loop(self, pace: Pace) {
+        let slots = Arc::new(Semaphore::new(OPEN_LOOP_MAX));
+        let mut sends = JoinSet::new();
+        for n in 0.. {
+            let due = pace.due(n);
+            tokio::time::sleep_until(self.clock.instant(due).into()).await;
+            if self.sending.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+            while sends.try_join_next().is_some() {}
+            // All devices full: this one is not sent, and the report's rate shows it.
+            let Some(devices) = self.pick() else { continue };
+            let sender = self.clone();
+            sends.spawn(async move {
+                let _slot = slot;
+                sender.send(&devices, Some(due.as_secs_f64())).await;
+            });
+        }
+        while sends.join_next().await.is_some() {}
+    }
+
+    /// The next devices in turn that have room; none when too few have.
+    fn pick(&self) -> Option<Vec<Arc<Device>>> {
+        let mut picked = Vec::with_capacity(self.recipients);
+        for _ in 0..self.devices.len() {
+            let at = self.sending.next_device.fetch_add(1, Ordering::Relaxed) % self.devices.len();
+            if self.devices[at].outstanding.load(Ordering::Relaxed) < OUTSTANDING_MAX {
+                picked.push(Arc::clone(&self.devices[at]));
+                if picked.len() == self.recipients {
+                    return Some(picked);
+                }
+            }
+        }
+        None
+    }
+
+    async fn send(&self, devices: &[Arc<Device>], due: Option<f64>) {
+        let targets: Vec<Target> =
+            devices.iter().map(|device| Target { device: device.name.clone(), token: device.token.clone() }).collect();
+        for device in devices {
+            device.outstanding.fetch_add(1, Ordering::Relaxed);
+        }
+        let name = format!("{}.{}", self.first_send, self.sending.next_send.fetch_add(1, Ordering::Relaxed));
+        let intended = due.unwrap_or_else(|| self.clock.secs());
+        let sent = self.app_server.send(&self.clock, &self.recorder, &name, &targets, intended).await;
+        for (device, outcome) in devices.iter().zip(sent) {
+            if matches!(outcome, Sent::Acked(_)) {
+                self.sending.acked.fetch_add(1, Ordering::Relaxed);
+            } else {
+                // One of unknown outcome may arrive all the same; the count is a guard, not a fact.
+                self.sending.not_acked.fetch_add(1, Ordering::Relaxed);
+                let _ = device.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            }
+        }
+    }
+}
+
+fn progress(quiet: bool, what: &'static str, len: usize) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(len as u64);
+    if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    bar
+}
