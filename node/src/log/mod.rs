@@ -1,12 +1,50 @@
 //! The write-ahead log of a node, shared by all its Raft groups.
 //!
-//! Knows nothing of Raft but what must survive: per group the entries, the vote, the committed index, the purge point.
+//! Knows nothing of Raft but what must survive: per group the entries, the vote, the committed index, the purge point. One
+//! thread ([`writer`]) drains what all groups have queued: one write, one fdatasync, then all callbacks. The bytes are
+//! [`record`]s in [`segment`]s; [`recover`] judges what a start finds; [`kept`] is what is known in memory; [`group`] is what
+//! Raft uses.
+//!
+//! The invariant: nothing is reported done before its bytes are synced, and nothing that was synced is ever silently missing.
+//!
+//! Not built yet: copying forward the entries of a group that pins the oldest segment (the record kind exists; small facts
+//! open every segment and pin nothing), a bound on the log's bytes, a second spare segment.
 
-use std::{fmt, ops::Range, path::PathBuf, sync::Arc};
+mod group;
+mod kept;
+mod record;
+mod recover;
+mod segment;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
+pub use group::GroupLog;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use self::{
+    kept::Kept,
+    segment::Segment,
+    writer::{Op, Queued, Writer},
+};
 use crate::disk::Disk;
+
+/// Items that may wait for the writer.
+const QUEUE_ITEMS: usize = 4096;
+/// Bytes of entries that may wait for the writer.
+const QUEUE_BYTES: usize = 16 << 20;
 
 /// A Raft group on this node: 0 is the meta group, n is shard n - 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +110,7 @@ pub struct Entry {
 }
 
 /// Called when what it stands for is on disk, or the log has failed.
-pub type Done = Box<dyn FnOnce(std::io::Result<()>) + Send>;
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// Called with the reason when the log can no longer promise anything; the default ends the process.
 pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
@@ -84,7 +122,7 @@ pub struct LogConfig {
     pub dir: PathBuf,
     /// Bytes allocated per segment. Default 64 MiB; smaller segments free disk sooner and cost more copies of small records.
     pub segment_bytes: u64,
-    /// Most bytes written by one drain. Default 4 MiB.
+    /// Most bytes written by one drain, and of one entry. Default 4 MiB, at most 16.
     pub drain_bytes: usize,
     /// Bytes of newest entries of each group kept in memory; older ones are read from disk. Default 8 MiB.
     pub cache_bytes: usize,
@@ -141,62 +179,118 @@ pub enum LogError {
         what: String,
     },
     /// The disk refused.
-    #[error("log in {dir}: {source}")]
+    #[error("log in {path}: {source}")]
     Io {
-        /// Directory of the log.
-        dir: String,
+        /// Directory of the log, or a file in it.
+        path: String,
         /// What the disk said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// The log of this node. Cloning gives another handle.
+/// The log of this node. Cloning gives another handle; when all handles are gone what is queued is written, without an end
+/// mark.
 #[derive(Clone, Debug)]
-pub struct Log {}
+pub struct Log {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
+}
+
+/// What writer and readers share.
+struct Shared {
+    config: LogConfig,
+    disk: Arc<dyn Disk>,
+    groups: Mutex<BTreeMap<GroupId, Arc<Mutex<Kept>>>>,
+    /// In use, the current one included.
+    segments: Mutex<BTreeMap<u64, Segment>>,
+    /// The node dropped a drain: groups that are not marked caught up are behind.
+    behind: AtomicBool,
+    /// No spare segment could be allocated.
+    full: AtomicBool,
+    failed: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn all_caught_up(&self) -> bool {
+        lock(&self.groups).values().all(|kept| lock(kept).caught_up)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
 
 impl Log {
     /// Opens or creates the log, makes what it kept durable again, and starts the writer.
     pub fn open(config: LogConfig, disk: Arc<dyn Disk>) -> Result<(Log, Recovered), LogError> {
-        let _ = (config, disk);
-        Ok((Log {}, Recovered::default()))
+        let config = LogConfig { drain_bytes: config.drain_bytes.min(QUEUE_BYTES), ..config };
+        let mut found = recover::recover(&config, &*disk)?;
+        if let Some(dropped) = &found.recovered.dropped {
+            tracing::warn!(
+                dropped,
+                "the last drain of the log was torn; this node has to be caught up before it votes"
+            );
+        }
+        let path = config.dir.display().to_string();
+        let (queue, receiver) = mpsc::channel(QUEUE_ITEMS);
+        let shared = Arc::new(Shared {
+            config,
+            disk,
+            groups: Mutex::default(),
+            segments: Mutex::new(std::mem::take(&mut found.segments)),
+            behind: AtomicBool::new(found.behind),
+            full: AtomicBool::new(false),
+            failed: Mutex::default(),
+        });
+        let writer = Writer::new(shared.clone(), receiver, &found);
+        let kept = found.groups.into_iter().map(|(group, kept)| (group, Arc::new(Mutex::new(kept))));
+        *lock(&shared.groups) = kept.collect();
+        // Ends when the log is closed or its last handle is dropped; `close` waits for it.
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| LogError::Io { path, source })?;
+        Ok((Log { shared, queue, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }, found.recovered))
     }
 
-    /// The log of one group, new or as it was kept.
+    /// The log of one group, new or as it was kept. At most one owner may write to it at a time.
     pub fn group(&self, id: GroupId) -> GroupLog {
-        GroupLog { id }
+        let kept = lock(&self.shared.groups).entry(id).or_default().clone();
+        GroupLog { id, kept, shared: self.shared.clone(), queue: self.queue.clone(), room: self.room.clone() }
     }
 
-    /// Writes what is queued and the end mark, and ends the writer. Nothing can be appended afterwards.
-    pub fn close(&self) -> std::io::Result<()> {
-        Ok(())
+    /// Writes what is queued and the end mark. Nothing can be appended afterwards.
+    pub async fn close(&self) -> io::Result<()> {
+        let (tx, rx) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            // Whoever closed may have gone; the log is closed all the same.
+            let _ = tx.send(result);
+        });
+        let queued = Queued { group: GroupId::META, op: Op::Close, done: Some(done), room: None };
+        self.queue.send(queued).await.map_err(|_| group::closed())?;
+        rx.await.map_err(|_| group::closed())?
     }
 
-    /// Bytes of all segments.
+    /// Bytes of all segments in use.
     pub fn bytes(&self) -> u64 {
-        0
+        lock(&self.shared.segments).values().map(|segment| segment.header.allocated).sum()
     }
 
-    /// Segments on disk.
+    /// Segments in use.
     pub fn segments(&self) -> u64 {
-        0
+        lock(&self.shared.segments).len() as u64
+    }
+
+    /// The disk has no room for the next segment: refuse what would need it. It is tried again with every drain.
+    pub fn is_full(&self) -> bool {
+        self.shared.full.load(Ordering::SeqCst)
     }
 }
 
-/// One group's part of the log.
-#[derive(Clone, Debug)]
-pub struct GroupLog {
-    id: GroupId,
-}
-
-impl GroupLog {
-    /// Whose it is.
-    pub fn id(&self) -> GroupId {
-        self.id
-    }
-
-    /// Entries of a range of indexes, as far as the log has them, in order.
-    pub fn read(&self, range: Range<u64>) -> std::io::Result<Vec<Entry>> {
-        let _ = range;
-        Ok(Vec::new())
-    }
+/// A panic elsewhere does not make what is guarded wrong: every change under a lock is complete.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
