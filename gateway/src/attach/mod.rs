@@ -18,6 +18,10 @@
 
 pub mod config;
 pub mod lane;
+mod link;
+pub mod metrics;
+mod run;
+pub mod slot;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -25,7 +29,13 @@ use martlet_proto::shard::{Shard, ShardCount};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-pub use self::{config::AttachConfig, lane::Acks};
+pub use self::{
+    config::AttachConfig,
+    lane::{Acks, Note, Placed},
+    metrics::AttachMetrics,
+    run::Attachments,
+    slot::{Attachment, Event, Unfit},
+};
 
 /// What attachments need to know of the cluster; `route` implements it from the watched meta state.
 pub trait Routes: Send + Sync + fmt::Debug {

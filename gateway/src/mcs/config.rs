@@ -16,6 +16,9 @@ pub struct McsConfig {
     /// From the end of the handshake to the whole LoginRequest. Source: device.md section 6, "Timers".
     #[serde(with = "humantime_serde")]
     pub login_timeout: Duration,
+    /// A frame that has begun must be whole within this time.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
     /// How long the answer to a login waits for the acks in it to be applied; after that the device is answered all the
     /// same and may see a message twice.
     #[serde(with = "humantime_serde")]
@@ -52,6 +55,7 @@ impl Default for McsConfig {
             connections_max: 200_000,
             handshake_timeout: Duration::from_secs(10),
             login_timeout: Duration::from_secs(30),
+            frame_timeout: Duration::from_secs(30),
             login_ack_wait: Duration::from_secs(5),
             write_timeout: Duration::from_secs(60),
             heartbeat_interval: Duration::ZERO,

@@ -17,6 +17,8 @@ use martlet_proto::{
     tag::{AndroidId, DeviceTag, SecurityToken},
 };
 
+use prometheus_client::encoding::EncodeLabelValue;
+
 use super::{Credentials, Identity, session::Traits};
 
 /// A device that may connect.
@@ -42,7 +44,7 @@ pub struct Rejected {
 }
 
 /// Why a login was rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum RejectReason {
     /// A version below 38.
     Version,

@@ -17,15 +17,18 @@
 //! everything that its frame acknowledged is applied by a node.
 
 pub mod config;
+mod conn;
 pub mod heartbeat;
+mod listener;
 pub mod login;
+pub mod metrics;
 pub mod session;
 
 use std::{fmt, net::IpAddr};
 
 use martlet_proto::tag::{AndroidId, DeviceTag, SecurityToken};
 
-pub use self::config::McsConfig;
+pub use self::{config::McsConfig, listener::Mcs, metrics::McsMetrics};
 
 /// Who checks a device's identity; `route` does, with the check-in keys it follows.
 pub trait Credentials: Send + Sync + fmt::Debug {

@@ -33,6 +33,8 @@ use martlet_proto::{
     message::{MessageId, Sequence},
 };
 
+use prometheus_client::encoding::EncodeLabelValue;
+
 use super::{
     config::McsConfig,
     heartbeat::{Beat, Heartbeat},
@@ -54,7 +56,7 @@ pub enum Action {
 }
 
 /// Why a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum CloseReason {
     /// The device said Close.
     ByDevice,
