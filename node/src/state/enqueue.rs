@@ -1,21 +1,114 @@
-use super::{StateError, dedupe::OperationId, draft::Draft, rows::Rows};
+//! A message comes in: checked, given its place, kept within the limits.
+//!
+//! Owns the order of the checks (registered, sender, package, then room) and what a message becomes in the mailbox. A
+//! collapse key travels with its message and does not collapse yet.
+
+use bytes::Bytes;
 use martlet_proto::{
     cluster::{
         command::{Limits, Stamped},
-        queue::{Answer, Check, Enqueue},
+        queue::{self, Accepted, Answer, Check, Enqueue, Refusal, answer::Kind},
     },
+    limits::TTL_MAX_SECS,
     message::Sequence,
+    tag::DeviceTag,
+    token::RegistrationId,
 };
-pub(super) fn check(_rows: &dyn Rows, _now_ms: u64, _check: &Check) -> Result<Answer, StateError> {
-    unimplemented!("skeleton")
+
+use super::{
+    StateError,
+    count::{self, Fate},
+    dedupe::OperationId,
+    device,
+    draft::{Draft, refused},
+    mailbox::{self, MailboxRow},
+    overflow::{self, Room},
+    registry::{self, Addressee, Registration},
+    rows::Rows,
+};
+use crate::store::key;
+
+/// What would be answered.
+pub(super) fn check(rows: &dyn Rows, now_ms: u64, check: &Check) -> Result<Answer, StateError> {
+    let Some(id) = RegistrationId::from_bytes(&check.registration_id) else { return Ok(refused(Refusal::Malformed)) };
+    let device = DeviceTag(check.device_tag);
+    let found = registry::addressee(rows, now_ms, device, id, &check.sender, &check.restricted_package_name)?;
+    Ok(found.map_or_else(refused, |addressee| accepted(&addressee)))
 }
+
+/// Takes a message.
 pub(super) fn enqueue(
-    _draft: &mut Draft<'_>,
-    _sequence: Sequence,
-    _id: OperationId,
-    _stamped: &Stamped,
-    _enqueue: &Enqueue,
-    _limits: &Limits,
+    draft: &mut Draft<'_>,
+    sequence: Sequence,
+    id: OperationId,
+    stamped: &Stamped,
+    enqueue: &Enqueue,
+    limits: &Limits,
 ) -> Result<Answer, StateError> {
-    unimplemented!("skeleton")
+    let told = Sequence::from_bytes(&stamped.written_through);
+    // Nothing can have been written that is not in the mailbox yet.
+    let told_well = stamped.written_through.is_empty() || told.is_some_and(|told| told < sequence);
+    let registration_id = RegistrationId::from_bytes(&enqueue.registration_id);
+    let Some(registration_id) = registration_id.filter(|_| told_well && enqueue.ttl_secs <= TTL_MAX_SECS) else {
+        return Ok(refused(Refusal::Malformed));
+    };
+    let device = DeviceTag(enqueue.device_tag);
+    let written = device::written_through(draft, device, told)?;
+    let (sender, package) = (&enqueue.sender, &enqueue.restricted_package_name);
+    let found = registry::addressee(&draft.rows, draft.now_ms(), device, registration_id, sender, package)?;
+    let addressee = match found {
+        Ok(addressee) => addressee,
+        Err(refusal) => return Ok(refused(refusal)),
+    };
+    if enqueue.ttl_secs == 0 {
+        // Now or never; the leader does not log these. One that came here all the same finds nobody.
+        count::add(&mut draft.rows, sender, &[Fate::Accepted, Fate::Expired])?;
+        return Ok(accepted(&addressee));
+    }
+
+    let mut mailbox = mailbox::all(&draft.rows, device)?;
+    mailbox.retain(|held| held.row.remaining_ms(draft.now_ms()) > 0);
+    overflow::trim_written(draft, device, &mut mailbox, written, limits)?;
+    let row = row(enqueue, id, &addressee.registration, draft.now_ms());
+    match overflow::room(draft, device, sequence, &row, &mailbox, written, limits)? {
+        Room::Dropped => count::add(&mut draft.rows, sender, &[Fate::Accepted, Fate::Overflow])?,
+        Room::Yes => {
+            let value = key::mailbox::encode(&row);
+            let bytes = mailbox.iter().map(|held| held.bytes).sum::<u64>() + value.len() as u64;
+            if limits.device_bytes_max > 0 && bytes > limits.device_bytes_max {
+                return Ok(refused(Refusal::QuotaExceeded));
+            }
+            count::add(&mut draft.rows, sender, &[Fate::Accepted])?;
+            mailbox::store(draft, device, sequence, row, value);
+        }
+    }
+    Ok(accepted(&addressee))
+}
+
+fn accepted(addressee: &Addressee) -> Answer {
+    Answer { kind: Some(Kind::Accepted(Accepted { canonical: addressee.canonical() })) }
+}
+
+fn row(enqueue: &Enqueue, id: OperationId, to: &Registration, now_ms: u64) -> MailboxRow {
+    let message = queue::Message {
+        message_id: Bytes::copy_from_slice(&id),
+        registration_id: Bytes::copy_from_slice(&to.id.0),
+        wire_from: enqueue.wire_from.clone(),
+        application: to.row.application.clone(),
+        subtype: to.row.subtype.clone(),
+        collapse_key: enqueue.collapse_key.clone(),
+        ttl_secs: enqueue.ttl_secs,
+        accepted_ms: now_ms,
+        priority: enqueue.priority,
+        payload: enqueue.payload.clone(),
+        total_deleted: 0,
+        receipt_wanted: enqueue.receipt_wanted,
+    };
+    MailboxRow {
+        message,
+        sender: enqueue.sender.clone(),
+        expiry_ms: now_ms.saturating_add(u64::from(enqueue.ttl_secs) * 1000),
+        client_message_id: enqueue.client_message_id.clone(),
+        addressed_token: enqueue.addressed_token.clone(),
+    }
 }

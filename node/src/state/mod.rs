@@ -14,6 +14,7 @@
 mod ack;
 mod count;
 mod dedupe;
+mod device;
 mod draft;
 mod effect;
 mod enqueue;
@@ -194,7 +195,7 @@ impl State {
             command::Kind::Acks(acks) => ack::acks(draft, acks)?,
             command::Kind::Expire(expire) => expiry::expire(draft, expire)?,
             command::Kind::Raise(raise) => version::raise(draft, raise.version)?,
-            command::Kind::Seen(seen) => registry::seen(draft, seen)?,
+            command::Kind::Seen(seen) => device::seen(draft, seen)?,
         }
         Ok(None)
     }
