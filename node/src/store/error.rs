@@ -1,11 +1,11 @@
 //! Why the store could not do what was asked.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 /// Why the store could not do what was asked, by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk refused; nothing was changed, and a later try may succeed.
+    /// The disk refused before sled was touched; nothing was lost, and a later try may succeed (a full disk, for one).
     #[error("cannot {doing} {}: {source}", path.display())]
     Disk {
         /// What was attempted.
@@ -13,7 +13,7 @@ pub enum StoreError {
         /// On which file.
         path: PathBuf,
         /// What came instead.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Rows of one replica are not what was written; that replica must not be served from here.
     #[error("replica {replica} is damaged in {}: {what}", path.display())]
@@ -25,8 +25,8 @@ pub enum StoreError {
         /// What does not agree.
         what: String,
     },
-    /// Sled, or what is below it, failed.
-    #[error("cannot {doing} sled in {}: {what}", path.display())]
+    /// Sled, or what is below it, failed. A read that ends so says nothing about whether the row exists.
+    #[error("cannot {doing} {}: {what}", path.display())]
     Engine {
         /// What was attempted.
         doing: &'static str,
@@ -35,9 +35,15 @@ pub enum StoreError {
         /// What came instead.
         what: String,
     },
-    /// A checkpoint failed after it had begun to change sled: only opening the store anew helps.
+    /// A checkpoint failed after it had begun to change sled. Reads go on; only opening the store anew helps.
     #[error("the store must be opened anew: {0}")]
     Broken(String),
+    /// The replica was dropped; its id is never used again.
+    #[error("replica {replica} was dropped")]
+    Dropped {
+        /// Which.
+        replica: u64,
+    },
     /// A commit that does not come after the last one.
     #[error("replica {replica} is at index {have}, a commit came for index {at}")]
     Backwards {
@@ -48,14 +54,14 @@ pub enum StoreError {
         /// The index that came.
         at: u64,
     },
-    /// A put that claimed to be fresh found a row.
-    #[error("replica {replica} index {at}: a fresh put found a row at {key:02x?}")]
-    NotFresh {
+    /// A commit that breaks a rule of the store; nothing of it was taken.
+    #[error("replica {replica} index {at}: {what}")]
+    Refused {
         /// Whose.
         replica: u64,
         /// The index of the commit.
         at: u64,
-        /// Of which row.
-        key: Vec<u8>,
+        /// Which rule.
+        what: &'static str,
     },
 }

@@ -1,71 +1,372 @@
-//! The rows of one replica.
+//! The rows of one replica: its memtable, and below it its region of the engine.
+//!
+//! One writer (the replica's apply), any number of readers. Reads hold the memtable's lock until they have what they need from
+//! the engine too, and so see one point in time; they are bounded by their limit. Whoever reads much for a device that attaches
+//! does so off the apply thread, and in small steps.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    iter::Peekable,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-use super::StoreError;
-use crate::state::{Rows, RowsError, Write};
+use super::{
+    StoreError,
+    budget::Budget,
+    engine::Engine,
+    head::{Mark, Seal},
+    memtable::{Below, Frozen, Memtable},
+    row::{Region, VALUE_MAX},
+};
+use crate::{
+    clock::Clock,
+    state::{Rows, RowsError, Write},
+};
 
-/// Up to where a replica has applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mark {
-    /// Log index of the last entry applied.
-    pub index: u64,
-    /// What the Raft layer keeps with it (applied log id, membership); opaque here.
-    pub bytes: Bytes,
-}
-
-/// What the rows of a replica amount to at one index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seal {
-    /// The index.
-    pub mark: Mark,
-    /// Number of rows.
-    pub rows: u64,
-    /// Sum of the row hashes, wrapping; equal on all replicas at one index.
-    pub sum: u64,
-}
+/// Longest key of a row, in bytes. Inner pages of sled hold up to 256 keys and must stay below its limit for inline records.
+pub const KEY_MAX: usize = 400;
+/// Longest bytes of a [`Mark`].
+pub const MARK_MAX: usize = 4096;
 
 /// The rows of one replica.
 #[derive(Debug)]
-pub struct ShardStore {}
+pub struct ShardStore {
+    replica: u64,
+    generation: u32,
+    engine: Arc<dyn Engine>,
+    clock: Arc<dyn Clock>,
+    budget: Arc<Budget>,
+    /// Held for a whole commit: what it read from the engine must still hold when it writes.
+    commits: Mutex<()>,
+    dropped: AtomicBool,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: Memtable,
+    /// When the first commit came that no checkpoint holds yet.
+    since: Option<Instant>,
+    checkpointed: Option<u64>,
+}
 
 impl ShardStore {
-    /// Takes the writes of one applied entry.
-    pub fn commit(&self, _mark: Mark, _writes: Vec<Write>) -> Result<(), StoreError> {
-        unimplemented!("skeleton")
+    pub(super) fn new(
+        (replica, generation): (u64, u32),
+        seal: Option<&Seal>,
+        engine: Arc<dyn Engine>,
+        clock: Arc<dyn Clock>,
+        budget: Arc<Budget>,
+    ) -> Self {
+        let inner = Inner { table: Memtable::new(seal), since: None, checkpointed: seal.map(|s| s.mark.index) };
+        Self {
+            replica,
+            generation,
+            engine,
+            clock,
+            budget,
+            commits: Mutex::new(()),
+            dropped: AtomicBool::new(false),
+            inner: RwLock::new(inner),
+        }
+    }
+
+    /// Whose rows they are.
+    pub fn replica(&self) -> u64 {
+        self.replica
+    }
+
+    /// Takes the writes of one applied entry, in memory: durable is what [`ShardStore::checkpointed`] says, the rest comes back
+    /// from the log. On an error nothing was taken, and the replica must stop.
+    ///
+    /// Costs a read of the engine for each row that is removed, appended to or put not fresh while only the engine has it.
+    pub fn commit(&self, mark: Mark, writes: Vec<Write>) -> Result<(), StoreError> {
+        let _one = self.commits.lock().expect("no panic under this lock");
+        self.not_dropped()?;
+        self.check(&mark, &writes)?;
+        let below = self.below(&mark, &writes)?;
+        let now = self.clock.now();
+        let mut inner = self.inner.write().expect("no panic under this lock");
+        let before = inner.table.bytes();
+        inner.table.commit(mark, writes, &below);
+        inner.since.get_or_insert(now);
+        self.budget.moved(before, inner.table.bytes());
+        Ok(())
     }
 
     /// Up to where reads see; `None` before the first commit.
     pub fn mark(&self) -> Option<Mark> {
-        unimplemented!("skeleton")
+        self.read().table.mark().cloned()
     }
 
     /// The index that is durable in sled; `None` before the first checkpoint (index 0 is a real entry).
     pub fn checkpointed(&self) -> Option<u64> {
-        unimplemented!("skeleton")
+        self.read().checkpointed
     }
 
     /// Sum of the row hashes of what reads see; equal on all replicas at one index.
     pub fn hash(&self) -> u64 {
-        unimplemented!("skeleton")
+        self.write().table.sum()
     }
 
     /// Bytes held in memory for rows that are not yet in sled.
     pub fn bytes(&self) -> u64 {
-        unimplemented!("skeleton")
+        self.read().table.bytes()
+    }
+
+    /// Whether a checkpoint is due at `now`, given its greatest age and size.
+    pub(super) fn due(&self, now: Instant, age: Duration, bytes: u64) -> bool {
+        let inner = self.read();
+        inner.since.is_some_and(|since| now.duration_since(since) >= age || inner.table.bytes() >= bytes)
+    }
+
+    pub(super) fn region(&self) -> Region<'_> {
+        Region { engine: &*self.engine, replica: self.replica, generation: self.generation }
+    }
+
+    /// Freezes what a checkpoint moves; `None` if the engine holds everything already. Also the index it builds on.
+    pub(super) fn freeze(&self) -> Option<(Arc<Frozen>, Option<u64>)> {
+        let mut inner = self.write();
+        let at = inner.table.mark().map(|mark| mark.index);
+        if at == inner.checkpointed || self.dropped.load(Ordering::Acquire) {
+            return None;
+        }
+        let frozen = inner.table.freeze()?;
+        inner.since = None;
+        Some((frozen, inner.checkpointed))
+    }
+
+    /// The engine was not touched: the frozen level goes back, and is due again at once.
+    pub(super) fn thaw(&self) {
+        let now = self.clock.now();
+        let mut inner = self.write();
+        let before = inner.table.bytes();
+        inner.table.thaw();
+        inner.since.get_or_insert(now);
+        self.budget.moved(before, inner.table.bytes());
+    }
+
+    /// The engine holds the frozen level durably.
+    pub(super) fn moved(&self, seal: &Seal) {
+        let mut inner = self.write();
+        let before = inner.table.bytes();
+        inner.table.drop_frozen();
+        inner.checkpointed = Some(seal.mark.index);
+        self.budget.moved(before, inner.table.bytes());
+    }
+
+    /// Forgets everything; later commits and reads fail.
+    pub(super) fn abandon(&self) {
+        let _one = self.commits.lock().expect("no panic under this lock");
+        self.dropped.store(true, Ordering::Release);
+        let mut inner = self.write();
+        self.budget.moved(inner.table.bytes(), 0);
+        inner.table = Memtable::new(None);
+        inner.since = None;
+    }
+
+    fn check(&self, mark: &Mark, writes: &[Write]) -> Result<(), StoreError> {
+        let (replica, at) = (self.replica, mark.index);
+        if let Some(have) = self.read().table.mark().map(|mark| mark.index)
+            && at <= have
+        {
+            return Err(StoreError::Backwards { replica, have, at });
+        }
+        if mark.bytes.len() > MARK_MAX {
+            return Err(StoreError::Refused { replica, at, what: "the mark is too long" });
+        }
+        for write in writes {
+            let (key, value) = match write {
+                Write::Put { key, value, .. } => (key, value.len()),
+                Write::Append { key, tail } => (key, tail.len()),
+                Write::Remove { key } => (key, 0),
+            };
+            if key.len() > KEY_MAX {
+                return Err(StoreError::Refused { replica, at, what: "a key is too long" });
+            }
+            if value > VALUE_MAX / 2 {
+                return Err(StoreError::Refused { replica, at, what: "a value is too long" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the writes replace and no level of the memtable covers.
+    fn below(&self, mark: &Mark, writes: &[Write]) -> Result<Below, StoreError> {
+        let inner = self.read();
+        let mut below = Below::new();
+        let mut touched = BTreeSet::new();
+        for write in writes {
+            let (key, fresh) = match write {
+                Write::Put { key, fresh, .. } => (key, *fresh),
+                Write::Remove { key } | Write::Append { key, .. } => (key, false),
+            };
+            // A false `fresh` would make the row count wrong, and the shard would be refused at the next open: tests find it here.
+            if cfg!(debug_assertions) && touched.insert(key) && fresh && self.look(&inner.table, key)?.is_some() {
+                let what = "a fresh put found a row";
+                return Err(StoreError::Refused { replica: self.replica, at: mark.index, what });
+            }
+            if !fresh && !below.contains_key(key) && !inner.table.covers(key) {
+                below.insert(key.clone(), self.region().get(key)?);
+            }
+        }
+        Ok(below)
+    }
+
+    fn look(&self, table: &Memtable, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match table.levels().find_map(|level| level.get(key)) {
+            Some(value) => Ok(value),
+            None => self.region().get(key),
+        }
+    }
+
+    fn merged(&self, from: &[u8], to: &[u8], limit: usize, order: Order) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.not_dropped()?;
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let inner = self.read();
+        let engine = EngineRows::new(self.region(), from, to, limit, order);
+        let mut sources: Vec<Peekable<Source<'_>>> = Vec::with_capacity(3);
+        for level in inner.table.levels() {
+            let rows = level.range(from, to).map(Ok);
+            let rows: Source<'_> = match order {
+                Order::Ascending => Box::new(rows),
+                Order::Descending => Box::new(rows.rev()),
+            };
+            sources.push(rows.peekable());
+        }
+        let engine: Source<'_> = Box::new(engine);
+        sources.push(engine.peekable());
+        merge(sources, limit, order)
+    }
+
+    fn not_dropped(&self) -> Result<(), StoreError> {
+        if self.dropped.load(Ordering::Acquire) { Err(StoreError::Dropped { replica: self.replica }) } else { Ok(()) }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().expect("no panic under this lock")
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().expect("no panic under this lock")
     }
 }
 
 impl Rows for ShardStore {
-    fn get(&self, _key: &[u8]) -> Result<Option<Bytes>, RowsError> {
-        unimplemented!("skeleton")
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
+        self.not_dropped().and_then(|()| self.look(&self.read().table, key)).map_err(unreadable)
     }
 
-    fn scan(&self, _from: &[u8], _to: &[u8], _limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
-        unimplemented!("skeleton")
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
+        self.merged(from, to, limit, Order::Ascending).map_err(unreadable)
     }
 
-    fn scan_back(&self, _from: &[u8], _to: &[u8], _limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
-        unimplemented!("skeleton")
+    fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
+        self.merged(from, to, limit, Order::Descending).map_err(unreadable)
+    }
+}
+
+fn unreadable(error: StoreError) -> RowsError {
+    RowsError(Box::new(error))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Ascending,
+    Descending,
+}
+
+/// A row, or the tombstone of one.
+type Sighting = Result<(Bytes, Option<Bytes>), StoreError>;
+type Source<'a> = Box<dyn Iterator<Item = Sighting> + 'a>;
+
+/// The first `limit` rows of several ordered sources; of one key, the earlier source has the word.
+fn merge(mut sources: Vec<Peekable<Source<'_>>>, limit: usize, order: Order) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    let mut rows = Vec::new();
+    while rows.len() < limit {
+        let mut next: Option<Bytes> = None;
+        for source in &mut sources {
+            match source.peek() {
+                None => (),
+                Some(Err(_)) => return source.next().expect("just seen").map(|_| Vec::new()),
+                Some(Ok((key, _))) => {
+                    let before = next.as_ref().is_none_or(|next| match order {
+                        Order::Ascending => key < next,
+                        Order::Descending => key > next,
+                    });
+                    if before {
+                        next = Some(key.clone());
+                    }
+                }
+            }
+        }
+        let Some(next) = next else { break };
+        let mut seen = None;
+        for source in &mut sources {
+            if let Some(sighting) = source.next_if(|sighting| matches!(sighting, Ok((key, _)) if *key == next)) {
+                seen = seen.or(Some(sighting?.1));
+            }
+        }
+        if let Some(Some(value)) = seen {
+            rows.push((next, value));
+        }
+    }
+    Ok(rows)
+}
+
+/// The engine's rows, fetched in pieces as the merge asks for them.
+struct EngineRows<'a> {
+    region: Region<'a>,
+    from: Vec<u8>,
+    to: Vec<u8>,
+    piece: usize,
+    order: Order,
+    fetched: VecDeque<(Bytes, Bytes)>,
+    ended: bool,
+}
+
+impl<'a> EngineRows<'a> {
+    fn new(region: Region<'a>, from: &[u8], to: &[u8], limit: usize, order: Order) -> Self {
+        let (from, to) = (from.to_vec(), to.to_vec());
+        Self { region, from, to, piece: limit.clamp(1, 256), order, fetched: VecDeque::new(), ended: false }
+    }
+
+    fn fetch(&mut self) -> Result<(), StoreError> {
+        let rows = match self.order {
+            Order::Ascending => self.region.scan(&self.from, &self.to, self.piece)?,
+            Order::Descending => self.region.scan_back(&self.from, &self.to, self.piece)?,
+        };
+        self.ended = rows.len() < self.piece;
+        if let Some((last, _)) = rows.last() {
+            match self.order {
+                Order::Ascending => self.from = [&last[..], &[0]].concat(),
+                Order::Descending => self.to = last.to_vec(),
+            }
+        }
+        self.fetched = rows.into();
+        Ok(())
+    }
+}
+
+impl Iterator for EngineRows<'_> {
+    type Item = Sighting;
+
+    fn next(&mut self) -> Option<Sighting> {
+        if self.fetched.is_empty()
+            && !self.ended
+            && let Err(error) = self.fetch()
+        {
+            self.ended = true;
+            return Some(Err(error));
+        }
+        self.fetched.pop_front().map(|(key, value)| Ok((key, Some(value))))
     }
 }

@@ -1,0 +1,130 @@
+//! The engine of a real node: sled, one database per node.
+//!
+//! sled is not trusted. Its `flush` is not a sync (it only asks the kernel to begin writing): [`SledEngine::make_durable`] syncs
+//! sled's own file after it. Its cache capacity is not a hard bound. Records over a quarter of a segment go to files that sled
+//! never syncs, so one of those is an error here; `row` keeps physical values small enough that a full leaf stays below.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::RwLock,
+};
+
+use bytes::Bytes;
+
+use super::engine::{BATCH_MAX, Engine, EngineError, Op, PhysicalRows};
+
+/// sled in a directory of its own.
+#[derive(Debug)]
+pub struct SledEngine {
+    dir: PathBuf,
+    cache_bytes: u64,
+    /// `None` only after a reopening that failed.
+    db: RwLock<Option<::sled::Db>>,
+}
+
+impl SledEngine {
+    /// Opens or creates the database in `dir`, with a page cache of about `cache_bytes`.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
+        let db = open(dir, cache_bytes)?;
+        let engine = Self { dir: dir.to_owned(), cache_bytes, db: RwLock::new(Some(db)) };
+        engine.refuse_blobs()?;
+        // The names of `db` and `conf` themselves; later growth needs no directory.
+        sync_dir(dir).and_then(|()| dir.parent().map_or(Ok(()), sync_dir)).map_err(|e| engine.error("sync", e))?;
+        Ok(engine)
+    }
+
+    fn with<T>(
+        &self,
+        doing: &'static str,
+        act: impl FnOnce(&::sled::Db) -> Result<T, ::sled::Error>,
+    ) -> Result<T, EngineError> {
+        let db = self.db.read().expect("no panic under this lock");
+        let db = db.as_ref().ok_or_else(|| self.error(doing, "it could not be opened again"))?;
+        act(db).map_err(|e| self.error(doing, e))
+    }
+
+    fn error(&self, doing: &'static str, what: impl ToString) -> EngineError {
+        EngineError { doing, path: self.dir.clone(), what: what.to_string() }
+    }
+
+    fn refuse_blobs(&self) -> Result<(), EngineError> {
+        let blobs = self.dir.join("blobs");
+        let failed = |e: io::Error| EngineError { doing: "list", path: blobs.clone(), what: e.to_string() };
+        for entry in fs::read_dir(&blobs).map_err(failed)? {
+            return Err(EngineError {
+                doing: "accept",
+                path: entry.map_err(failed)?.path(),
+                what: "sled never syncs such files".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn open(dir: &Path, cache_bytes: u64) -> Result<::sled::Db, EngineError> {
+    // No flusher thread: durability is asked for, and background writes would only compete with the log.
+    let config = ::sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
+    config.open().map_err(|e| EngineError { doing: "open", path: dir.to_owned(), what: e.to_string() })
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn owned(row: Result<(::sled::IVec, ::sled::IVec), ::sled::Error>) -> Result<(Bytes, Bytes), ::sled::Error> {
+    row.map(|(key, value)| (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+}
+
+impl Engine for SledEngine {
+    fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.with("read", |db| Ok(db.get(key)?.map(|value| Bytes::copy_from_slice(&value))))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<PhysicalRows, EngineError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        self.with("scan", |db| db.range(from..to).take(limit).map(owned).collect())
+    }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<PhysicalRows, EngineError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        self.with("scan", |db| db.range(from..to).rev().take(limit).map(owned).collect())
+    }
+
+    fn batch(&self, ops: &[Op]) -> Result<(), EngineError> {
+        assert!(ops.len() <= BATCH_MAX, "sled leaks beyond {BATCH_MAX} operations in a batch");
+        let mut batch = ::sled::Batch::default();
+        for op in ops {
+            match op {
+                Op::Put(key, value) => batch.insert(&key[..], &value[..]),
+                Op::Remove(key) => batch.remove(&key[..]),
+            }
+        }
+        self.with("write a batch to", |db| db.apply_batch(batch))
+    }
+
+    fn make_durable(&self) -> Result<(), EngineError> {
+        self.with("flush", |db| db.flush().map(drop))?;
+        let path = self.dir.join("db");
+        let synced = File::open(&path).and_then(|file| file.sync_data());
+        synced.map_err(|e| EngineError { doing: "sync", path, what: e.to_string() })?;
+        self.refuse_blobs()
+    }
+
+    fn reopen(&self) -> Result<(), EngineError> {
+        let mut db = self.db.write().expect("no panic under this lock");
+        // The old one holds a lock on its file until it is dropped.
+        *db = None;
+        *db = Some(open(&self.dir, self.cache_bytes)?);
+        Ok(())
+    }
+}
