@@ -52,7 +52,13 @@ pub struct MetaGroup {
 
 impl MetaGroup {
     /// Takes a replica that was started.
-    pub fn new(identity: Arc<Identity>, group: Group, rows: Arc<ShardStore>, peers: Peers, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        identity: Arc<Identity>,
+        group: Group,
+        rows: Arc<ShardStore>,
+        peers: Peers,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self { identity, group, rows, peers, clock }
     }
 
@@ -60,9 +66,7 @@ impl MetaGroup {
     pub async fn propose_here(&self, command: &MetaCommand) -> Result<ProposeReply, MetaError> {
         match self.group.propose(command.encode_to_vec().into()).await {
             Ok(Reply::Meta(answer)) => Ok(ProposeReply { answer: Some(answer), ..ProposeReply::default() }),
-            Ok(Reply::Shard(_) | Reply::None) => {
-                Err(MetaError::Stopped("it answered as no meta group does".into()))
-            }
+            Ok(Reply::Shard(_) | Reply::None) => Err(MetaError::Stopped("it answered as no meta group does".into())),
             Err(ProposeError::NotLeader { leader, .. }) => {
                 let leader = leader.and_then(|replica| self.identity.node_of_meta(replica));
                 let leader_node = leader.map_or(0, |node| node.node_id);

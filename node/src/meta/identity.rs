@@ -69,7 +69,13 @@ pub enum IdentityError {
 
 impl Identity {
     /// An identity that was not written yet.
-    pub fn new(cluster_id: Bytes, node_id: u64, nodes: Vec<Node>, meta_replicas: Vec<Replica>, secret: &Secret) -> Self {
+    pub fn new(
+        cluster_id: Bytes,
+        node_id: u64,
+        nodes: Vec<Node>,
+        meta_replicas: Vec<Replica>,
+        secret: &Secret,
+    ) -> Self {
         let secret_proof = secret.proof(&cluster_id, NOBODY);
         Self { cluster_id, node_id, nodes, meta_replicas, secret_proof }
     }

@@ -81,7 +81,9 @@ impl Keeper {
                         self.kept.send_replace(newest);
                         continue;
                     }
-                    Ok(Err(error)) => tracing::error!(%error, "the meta state cannot be kept; watchers are told the last one that is"),
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "the meta state cannot be kept; watchers are told the last one that is")
+                    }
                     Err(error) => tracing::error!(%error, "keeping the meta state was cut short"),
                 }
                 tokio::select! { () = end.cancelled() => return, () = tokio::time::sleep(RETRY) => continue }

@@ -62,8 +62,7 @@ impl Machine for MetaMachine {
         let command = MetaCommand::decode(payload).map_err(|error| MachineError { at, what: error.to_string() })?;
         let mut next = self.state.clone();
         let (answer, rows) = next.apply(at.index, &command);
-        let writes =
-            rows.into_iter().map(|row| Write::Put { key: row.key, value: row.value, fresh: false }).collect();
+        let writes = rows.into_iter().map(|row| Write::Put { key: row.key, value: row.value, fresh: false }).collect();
         self.commit(at, mark, writes)?;
         self.state = next;
         self.keeper.applied(self.state.get());

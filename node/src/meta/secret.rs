@@ -44,10 +44,8 @@ pub struct Secret {
 impl Secret {
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| SecretError::Io { path: path.into(), source })?;
-        let secret =
-            ClusterSecret::parse(&text).map_err(|source| SecretError::Form { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| SecretError::Io { path: path.into(), source })?;
+        let secret = ClusterSecret::parse(&text).map_err(|source| SecretError::Form { path: path.into(), source })?;
         Ok(Self::new(secret))
     }
 
@@ -119,7 +117,10 @@ mod tests {
     fn the_first_keys_open_with_the_secret_only_and_are_all_different() {
         let keys = secret(1).draw_keys(b"cluster", 5, &mut StdRng::seed_from_u64(1));
         let open: Vec<_> = keys.iter().map(|key| secret(1).unseal(b"cluster", key).unwrap()).collect();
-        assert_eq!(keys.iter().map(SealedKey::purpose).collect::<Vec<_>>(), [KeyPurpose::Token, KeyPurpose::Checkin, KeyPurpose::Tag]);
+        assert_eq!(
+            keys.iter().map(SealedKey::purpose).collect::<Vec<_>>(),
+            [KeyPurpose::Token, KeyPurpose::Checkin, KeyPurpose::Tag]
+        );
         assert!(open[0] != open[1] && open[1] != open[2] && open[0] != open[2]);
         for (key, open) in keys.iter().zip(&open) {
             assert!(secret(2).unseal(b"cluster", key).is_err());

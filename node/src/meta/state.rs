@@ -7,8 +7,8 @@
 
 use bytes::Bytes;
 use martlet_proto::cluster::meta::{
-    AddKey, CreateCluster, CreateProject, KeyPurpose, MetaAnswer, MetaCommand, MetaState, Node, Project, Replica, RevokeKey,
-    SealedKey, ServerKey, ShardReplicas, meta_answer, meta_command,
+    AddKey, CreateCluster, CreateProject, KeyPurpose, MetaAnswer, MetaCommand, MetaState, Node, Project, Replica,
+    RevokeKey, SealedKey, ServerKey, ShardReplicas, meta_answer, meta_command,
 };
 use prost::Message;
 
@@ -141,7 +141,11 @@ impl State {
         };
         self.0.shards = (0..create.shard_count)
             .zip(map)
-            .map(|(shard, nodes)| ShardReplicas { shard, epoch: 1, replicas: nodes.into_iter().map(&mut give).collect() })
+            .map(|(shard, nodes)| ShardReplicas {
+                shard,
+                epoch: 1,
+                replicas: nodes.into_iter().map(&mut give).collect(),
+            })
             .collect();
         self.0.next_replica_id = next;
         self.0.cluster_id = create.cluster_id.clone();
@@ -346,7 +350,9 @@ fn check_sender_id(sender_id: &str) -> Result<(), String> {
 fn check_text_id(text_id: &str) -> Result<(), String> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if !text_id.is_empty()
-        && (text_id.len() > NAME_MAX || !text_id.starts_with(|c: char| c.is_ascii_lowercase()) || !text_id.bytes().all(fits))
+        && (text_id.len() > NAME_MAX
+            || !text_id.starts_with(|c: char| c.is_ascii_lowercase())
+            || !text_id.bytes().all(fits))
     {
         return Err("a text id is lower-case letters, digits and hyphens, beginning with a letter".into());
     }
@@ -421,7 +427,13 @@ mod tests {
     }
 
     fn sealed(purpose: KeyPurpose) -> SealedKey {
-        SealedKey { purpose: purpose.into(), key_id: 1, sealed: Bytes::from_static(b"sealed"), mints: true, created_ms: 1 }
+        SealedKey {
+            purpose: purpose.into(),
+            key_id: 1,
+            sealed: Bytes::from_static(b"sealed"),
+            mints: true,
+            created_ms: 1,
+        }
     }
 
     fn create(count: u64, shard_count: u32) -> meta_command::Kind {
@@ -554,7 +566,8 @@ mod tests {
     #[test]
     fn a_project_holds_a_bounded_number_of_keys_and_its_row_stays_small() {
         let mut group = Group::with_project();
-        let taken = (2..=255).filter(|seed| matches!(group.propose(add("123456789012", *seed)), meta_answer::Kind::Project(_)));
+        let taken =
+            (2..=255).filter(|seed| matches!(group.propose(add("123456789012", *seed)), meta_answer::Kind::Project(_)));
         assert_eq!(taken.count(), KEYS_OF_PROJECT_MAX - 1);
         assert!(group.rows.values().all(|value| value.len() <= 8 << 10));
     }

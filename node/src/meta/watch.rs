@@ -36,11 +36,7 @@ pub struct WatchConfig {
 
 impl Default for WatchConfig {
     fn default() -> Self {
-        Self {
-            keepalive: Duration::from_secs(1),
-            lease: Duration::from_secs(10),
-            grace: Duration::from_secs(15 * 60),
-        }
+        Self { keepalive: Duration::from_secs(1), lease: Duration::from_secs(10), grace: Duration::from_secs(15 * 60) }
     }
 }
 
@@ -205,7 +201,8 @@ mod tests {
     fn the_gateways_that_are_remembered_are_bounded_and_the_known_are_still_heard() {
         let t0 = Instant::now();
         let mut watchers = Watchers::new(&WatchConfig::default(), t0);
-        let named = |number: u128| WatchRequest { gateway: Bytes::copy_from_slice(&number.to_be_bytes()), ..says(0, 1) };
+        let named =
+            |number: u128| WatchRequest { gateway: Bytes::copy_from_slice(&number.to_be_bytes()), ..says(0, 1) };
         for number in 0..GATEWAYS_MAX as u128 {
             watchers.heard(t0, &named(number)).unwrap();
         }

@@ -44,12 +44,13 @@ impl Fuse {
 
     /// Takes one step; false when the fuse is burnt.
     pub fn step(&self) -> bool {
-        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
-            0 => None,
-            u64::MAX => Some(u64::MAX),
-            left => Some(left - 1),
-        })
-        .is_ok()
+        self.0
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
+                0 => None,
+                u64::MAX => Some(u64::MAX),
+                left => Some(left - 1),
+            })
+            .is_ok()
     }
 }
 

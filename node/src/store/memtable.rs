@@ -17,7 +17,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{head::{Mark, Seal}, row::row_hash};
+use super::{
+    head::{Mark, Seal},
+    row::row_hash,
+};
 use crate::state::Write;
 
 /// What a row costs in memory beside its bytes: the node of the map, the slot, the reference counts; measured roughly.

@@ -45,7 +45,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use self::{budget::Budget, checkpoint::Cycle, engine::Engine, head::Head, orphan::Orphan, row::Region, sled::SledEngine};
+use self::{
+    budget::Budget, checkpoint::Cycle, engine::Engine, head::Head, orphan::Orphan, row::Region, sled::SledEngine,
+};
 pub use self::{
     budget::Pressure,
     checkpoint::{Checkpointed, Which},

@@ -198,7 +198,9 @@ impl Redo {
 pub(super) fn is_current(section: &Section, head: Option<&Head>) -> bool {
     let Some(head) = head else { return section.base.is_none() && section.generation == 1 };
     let at = head.seal.as_ref().map(|seal| seal.mark.index);
-    !head.dropped && head.generation == section.generation && (at == section.base || at == Some(section.seal.mark.index))
+    !head.dropped
+        && head.generation == section.generation
+        && (at == section.base || at == Some(section.seal.mark.index))
 }
 
 struct Reader<'a> {

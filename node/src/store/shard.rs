@@ -289,7 +289,11 @@ type Sighting = Result<(Bytes, Option<Bytes>), StoreError>;
 type Source<'a> = Box<dyn Iterator<Item = Sighting> + 'a>;
 
 /// The first `limit` rows of several ordered sources; of one key, the earlier source has the word.
-fn merge(mut sources: Vec<Peekable<Source<'_>>>, limit: usize, order: Order) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+fn merge(
+    mut sources: Vec<Peekable<Source<'_>>>,
+    limit: usize,
+    order: Order,
+) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
     let mut rows = Vec::new();
     while rows.len() < limit {
         let mut next: Option<Bytes> = None;
