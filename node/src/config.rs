@@ -7,14 +7,25 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{meta::watch::WatchConfig, raft::RaftSettings, store::StoreConfig};
+
+/// An entry of 64 KiB must fit many times.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
 /// Everything a node is told.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Who this node is and where it listens.
     pub node: NodeConfig,
-    /// How often checkpoints run.
-    pub checkpoint: CheckpointConfig,
+    /// The write-ahead log.
+    pub log: LogSection,
+    /// The rows of the shards.
+    pub store: StoreConfig,
+    /// Timers of Raft.
+    pub raft: RaftSettings,
+    /// The watch of the meta state.
+    pub watch: WatchConfig,
 }
 
 /// Section `[node]`.
@@ -55,23 +66,20 @@ impl Default for NodeConfig {
     }
 }
 
-/// Section `[checkpoint]`: when the memory's delta goes to sled and the log may shrink.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Section `[log]`: the write-ahead log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Longest time between two checkpoint cycles. Shorter: more rows reach the disk that an ack would have spared it; longer:
-    /// a longer log to replay at a start.
-    #[serde(with = "humantime_serde")]
-    pub interval: Duration,
-    /// Bytes in the node's memtables that begin a cycle early.
-    pub memtable_bytes: u64,
-    /// Bytes of log that begin a cycle early.
-    pub log_bytes: u64,
+pub struct LogSection {
+    /// Bytes allocated per segment. Smaller segments free disk sooner and cost more copies of small records.
+    pub segment_bytes: u64,
+    /// Bytes of log that begin a checkpoint of everything, so that the log can shrink. Less: more rows reach sled that an ack
+    /// would have spared it; more: a longer replay at a start.
+    pub checkpoint_bytes: u64,
 }
 
-impl Default for CheckpointConfig {
+impl Default for LogSection {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(30), memtable_bytes: 128 << 20, log_bytes: 512 << 20 }
+        Self { segment_bytes: 64 << 20, checkpoint_bytes: 512 << 20 }
     }
 }
 
@@ -101,8 +109,14 @@ impl Config {
         if !self.node.advertise.is_empty() && !self.node.advertise.rsplit_once(':').is_some_and(is_host_and_port) {
             return wrong("node.advertise", "must be host:port");
         }
-        if self.checkpoint.interval.is_zero() {
-            return wrong("checkpoint.interval", "must be longer than 0s");
+        if self.log.segment_bytes < SEGMENT_BYTES_MIN {
+            return wrong("log.segment_bytes", "must be at least 1048576");
+        }
+        if self.watch.keepalive.is_zero() || self.watch.lease < self.watch.keepalive * 2 {
+            return wrong("watch.lease", "must be at least twice watch.keepalive, which must be longer than 0s");
+        }
+        if self.raft.election_max <= self.raft.election_min || self.raft.election_min < self.raft.heartbeat * 2 {
+            return wrong("raft.election_min", "must be at least twice raft.heartbeat and less than raft.election_max");
         }
         Ok(())
     }

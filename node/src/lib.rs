@@ -15,10 +15,16 @@ pub mod store;
 
 pub mod clock;
 pub mod config;
+pub mod data_dir;
 pub mod disk;
 pub mod metrics;
 pub mod node;
+pub mod parts;
+pub mod replicas;
+
+mod checkpoints;
+mod opening;
 
 pub use config::Config;
 pub use metrics::Metrics;
-pub use node::{Node, NodeError, Readiness, Started, run};
+pub use node::{Node, NodeError, Readiness, Started, Surroundings, run};

@@ -1,16 +1,61 @@
 //! A node as a whole: opens what it has, serves it, and ends in order.
 //!
-//! Owns the order of start and end. At the start: lock, secret, identity, log, store, replicas, listener. At the end: stop
-//! accepting, hand leadership over, stop the groups, last checkpoint, end mark of the log, lock. Decides nothing about messages.
+//! Owns the order of start and end. At the start: lock, secret, identity, log, store, listener, meta group, the other replicas as the
+//! meta state gives them. At the end: hand leadership over, stop accepting, end the streams, stop the groups, last checkpoint, end
+//! mark of the log, lock. Decides nothing about messages.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
+use martlet_proto::cluster::{
+    admin::admin_server::AdminServer, meta::meta_server::MetaServer, raft::raft_server::RaftServer,
+};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{
+    Server,
+    server::{Router, TcpIncoming},
+};
 
 use crate::{
+    checkpoints,
+    clock::{Clock, SystemClock},
     config::{Config, ConfigError},
-    metrics::Metrics,
+    data_dir::{DataDir, DirError},
+    disk::{Disk, RealDisk},
+    log::{Log, LogConfig, LogError},
+    meta::{
+        identity::{Identity, IdentityError},
+        keep::Keeper,
+        membership::{JoinError, Membership},
+        secret::{Secret, SecretError},
+    },
+    metrics::{GroupLabel, Metrics},
+    opening,
+    parts::Parts,
+    raft::{DirectLinks, Links, Network},
+    replicas::Replicas,
+    rpc::{
+        admin::AdminService,
+        meta::{MetaService, Watching},
+        peers::Peers,
+    },
+    store::{Store, StoreConfig, StoreError, Which},
 };
+
+/// A peer or gateway is asked for a sign of life after this silence, and dropped after the next (design.md section 2).
+const PING_AFTER: Duration = Duration::from_secs(1);
+const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// HTTP/2 windows, of a stream and of a connection, bytes: bulk of many groups at once does not wait for the round trip.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Largest request that a service takes, bytes. A request holds many batches.
+const REQUEST_MAX: usize = 16 << 20;
+/// Largest reply: the meta state whole, with every project a cluster may have.
+const REPLY_MAX: usize = 64 << 20;
+/// How long connections may stay open once no stream is served.
+const LINGER: Duration = Duration::from_secs(1);
+/// Between two samples of the gauges.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a node did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +63,38 @@ pub enum NodeError {
     /// The configuration cannot be run.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// The cluster secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The data directory belongs elsewhere.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The kept meta state is damaged.
+    #[error(transparent)]
+    Kept(#[from] crate::meta::checked_file::FileError),
+    /// The log is damaged, or the disk refused it.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The store is damaged, or the disk refused it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The listener cannot be bound.
+    #[error("node.listen = {address}: {source}")]
+    Listen {
+        /// What was configured.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The replica of the meta group cannot be opened.
+    #[error(transparent)]
+    Meta(#[from] JoinError),
+    /// The gRPC server ended by itself.
+    #[error("the gRPC server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
 }
 
 /// A node that serves; clones are handles to the same node.
@@ -27,6 +104,8 @@ pub struct Started {
     pub grpc: SocketAddr,
     /// Instruments of the node; register them with [`Metrics::register`].
     pub metrics: Arc<Metrics>,
+    parts: Arc<Parts>,
+    draining: CancellationToken,
 }
 
 /// What `/readyz` says about the node.
@@ -39,38 +118,254 @@ pub struct Readiness {
 }
 
 impl Started {
-    /// Whether the node can serve. Never about queues or quorum.
+    /// Whether the node can serve: it belongs to a cluster, runs the replicas it was given, and does not drain. Never about queues
+    /// or quorum.
     pub fn readiness(&self) -> Readiness {
-        Readiness { ready: true, checks: Vec::new() }
+        let state = self.parts.keeper.kept().borrow().clone();
+        let cluster = if state.cluster_id.is_empty() { Err("belongs to no cluster yet".into()) } else { Ok(()) };
+        let missing: Vec<_> = opening::assigned(&state, self.parts.config.node.id)
+            .filter(|(shard, _)| !self.parts.replicas.holds(crate::log::GroupId(shard.shard + 1)))
+            .map(|(shard, _)| shard.shard)
+            .collect();
+        let replicas = if missing.is_empty() { Ok(()) } else { Err(format!("shards {missing:?} are not open yet")) };
+        let serving = if self.draining.is_cancelled() { Err("drains".into()) } else { Ok(()) };
+        let checks = vec![("cluster", cluster), ("replicas", replicas), ("serving", serving)];
+        Readiness { ready: checks.iter().all(|(_, found)| found.is_ok()), checks }
+    }
+
+    /// Replicas that have stopped and must be looked at, with the reason.
+    pub fn stopped(&self) -> Vec<(String, String)> {
+        let stopped = |replica: &crate::replicas::Replica| {
+            replica.group.status().stopped.map(|why| (replica.group.id().to_string(), why))
+        };
+        self.parts.replicas.all().iter().filter_map(stopped).collect()
     }
 }
 
-/// A node whose listener is bound and whose replicas are opening.
+/// What tests replace: files, time, links between nodes.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Links of Raft.
+    pub links: Arc<dyn Links>,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { disk: Arc::new(RealDisk), clock: Arc::new(SystemClock), links: Arc::new(DirectLinks) }
+    }
+}
+
+/// A node whose data is open and whose listener is bound; it serves nothing before [`Node::run`].
 #[derive(Debug)]
 pub struct Node {
-    started: Started,
+    parts: Arc<Parts>,
+    identity: Option<Identity>,
+    listener: TcpListener,
+    draining: CancellationToken,
+    /// Let go last.
+    dir: DataDir,
 }
 
 impl Node {
-    /// Opens the data directory and binds the listener; serves nothing before [`Node::run`].
+    /// Opens the data directory and binds the listener.
     pub async fn start(config: Config) -> Result<Self, NodeError> {
+        Self::start_in(config, Surroundings::default()).await
+    }
+
+    /// As [`Node::start`], with other files, clocks and links.
+    pub async fn start_in(config: Config, surroundings: Surroundings) -> Result<Self, NodeError> {
         config.check()?;
-        Ok(Self { started: Started { grpc: config.node.listen, metrics: Arc::new(Metrics::default()) } })
+        let Surroundings { disk, clock, links } = surroundings;
+        let secret = Secret::read(&config.node.secret_file)?;
+        let dir = DataDir::hold(&config.node.data)?;
+        let identity = Identity::read(&*disk, dir.path(), config.node.id, &secret)?;
+        let keeper = Keeper::open(Arc::clone(&disk), dir.path())?;
+        let refused = |source| NodeError::Listen { address: config.node.listen, source };
+        let listener = TcpListener::bind(config.node.listen).await.map_err(refused)?;
+        let bound = listener.local_addr().map_err(refused)?;
+        let address = if config.node.advertise.is_empty() { bound.to_string() } else { config.node.advertise.clone() };
+
+        let log_config = LogConfig { segment_bytes: config.log.segment_bytes, ..LogConfig::new(dir.log()) };
+        let (log, recovered) = Log::open(log_config, Arc::clone(&disk))?;
+        if let Some(dropped) = &recovered.dropped {
+            tracing::warn!(dropped, "the log ended in a torn write, which was dropped: it had not been acknowledged");
+        }
+        let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
+        let store = Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?;
+        let network = Network::new(config.node.id, links);
+        let parts = Parts {
+            address,
+            dir: dir.path().into(),
+            clock,
+            disk,
+            secret,
+            log,
+            store: Arc::new(store),
+            network,
+            peers: Peers::default(),
+            keeper,
+            replicas: Replicas::default(),
+            metrics: Arc::default(),
+            config,
+        };
+        let draining = CancellationToken::new();
+        Ok(Self { parts: Arc::new(parts), identity, listener, draining, dir })
     }
 
     /// The handle that outlives the move into [`Node::run`].
     pub fn started(&self) -> Started {
-        self.started.clone()
+        Started {
+            grpc: self.listener.local_addr().unwrap_or(self.parts.config.node.listen),
+            metrics: Arc::clone(&self.parts.metrics),
+            parts: Arc::clone(&self.parts),
+            draining: self.draining.clone(),
+        }
     }
 
     /// Serves until `drain` fires, then ends in order; returns early when the node cannot go on.
     pub async fn run(self, drain: CancellationToken) -> Result<(), NodeError> {
-        drain.cancelled().await;
-        Ok(())
+        let Self { parts, identity, listener, draining, dir } = self;
+        // Three ends, in this order: of streams and listener, of the groups, of what keeps their state.
+        let (streams_end, groups_end) = (CancellationToken::new(), CancellationToken::new());
+        let (streams, tasks) = (TaskTracker::new(), TaskTracker::new());
+        tasks.spawn(parts.keeper.clone().run(groups_end.clone()));
+
+        let membership = Arc::new(Membership::new(Arc::clone(&parts)));
+        let restarted = identity.is_some();
+        if let Some(identity) = identity {
+            tracing::info!(cluster = identity.cluster(), node = identity.node_id, "this node is back in its cluster");
+            membership.open(identity).await?;
+        }
+        tasks.spawn(opening::run(Arc::clone(&parts), streams_end.clone()));
+        tasks.spawn(checkpoints::run(Arc::clone(&parts), groups_end.clone()));
+        tasks.spawn(sample(Arc::clone(&parts), groups_end.clone()));
+
+        let router = router(&parts, &membership, restarted, &streams, &streams_end);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let mut server =
+            tasks.spawn(router.serve_with_incoming_shutdown(incoming, streams_end.clone().cancelled_owned()));
+
+        let cut_off = server.abort_handle();
+
+        let served = tokio::select! {
+            () = drain.cancelled() => Ok(()),
+            ended = &mut server => {
+                server = tasks.spawn(async { Ok(()) });
+                ended.unwrap_or(Ok(())).map_err(NodeError::Serve)
+            }
+        };
+        draining.cancel();
+        let deadline = parts.config.node.drain_max;
+        let leave = async {
+            step_down(&parts).await;
+            streams_end.cancel();
+            parts.network.shutdown();
+            streams.close();
+            streams.wait().await;
+            // Peers and gateways that keep their connections open are not waited for to the last.
+            if timeout(LINGER, &mut server).await.is_err() {
+                server.abort();
+            }
+        };
+        if timeout(deadline, leave).await.is_err() {
+            tracing::warn!("the drain took longer than node.drain_max; what is left is cut off");
+            streams_end.cancel();
+            cut_off.abort();
+        }
+        groups_end.cancel();
+        end(&parts, &tasks, deadline).await;
+        drop(dir);
+        served
     }
 }
 
 /// Starts a node and serves until `drain` fires.
 pub async fn run(config: Config, drain: CancellationToken) -> Result<(), NodeError> {
     Node::start(config).await?.run(drain).await
+}
+
+fn router(
+    parts: &Arc<Parts>,
+    membership: &Arc<Membership>,
+    restarted: bool,
+    streams: &TaskTracker,
+    end: &CancellationToken,
+) -> Router {
+    let watching = Watching::new(Arc::clone(parts));
+    let meta =
+        MetaService::new(Arc::clone(parts), Arc::clone(membership), watching.clone(), streams.clone(), end.clone());
+    let admin = AdminService::new(Arc::clone(parts), Arc::clone(membership), watching, restarted);
+    let raft = parts.network.service();
+    Server::builder()
+        .http2_keepalive_interval(Some(PING_AFTER))
+        .http2_keepalive_timeout(Some(DEAD_AFTER))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(MetaServer::new(meta).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX))
+        .add_service(
+            AdminServer::new(admin).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX),
+        )
+        .add_service(RaftServer::new(raft).max_decoding_message_size(REQUEST_MAX))
+}
+
+/// Hands every led group to a peer, best effort: whoever is not caught up campaigns when this node falls silent.
+async fn step_down(parts: &Parts) {
+    let led = parts.replicas.all().into_iter().filter(|replica| replica.group.leadership().borrow().is_leader);
+    let handed = futures::future::join_all(led.map(|replica| async move {
+        if let Err(error) = replica.group.step_down().await {
+            tracing::info!(%error, "leadership was not handed over");
+        }
+    }));
+    // A transfer that fails leaves its group without a leader for a while; waiting longer does not mend it.
+    let _ = timeout(parts.config.raft.election_max * 2, handed).await;
+}
+
+/// The rest of the way down, once no stream is served.
+async fn end(parts: &Arc<Parts>, tasks: &TaskTracker, longest: Duration) {
+    for replica in parts.replicas.all() {
+        if timeout(longest, replica.group.shutdown()).await.is_err() {
+            tracing::warn!(group = %replica.group.id(), "a group did not stop in time");
+        }
+    }
+    tasks.close();
+    if timeout(longest, tasks.wait()).await.is_err() {
+        tracing::warn!("not every task of the node ended in time");
+    }
+    // Shortens the next start; what it does not move, the log holds.
+    let _ = checkpoints::cycle(parts, Which::All).await;
+    if let Err(error) = parts.log.close().await {
+        tracing::error!(%error, "the log was not closed; the next start reads it as after a crash");
+    }
+}
+
+/// Samples the gauges until `end` fires. Owned by the node, which awaits it.
+async fn sample(parts: Arc<Parts>, end: CancellationToken) {
+    let metrics = &parts.metrics;
+    let clamp = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    loop {
+        let (mut led, mut stopped, mut bytes) = (0, 0, 0_u64);
+        let replicas = parts.replicas.all();
+        for replica in &replicas {
+            let status = replica.group.status();
+            let label = GroupLabel { group: replica.group.id().0 };
+            metrics.term.get_or_create(&label).set(clamp(status.term));
+            metrics.applied.get_or_create(&label).set(clamp(status.applied_index));
+            metrics.checkpointed.get_or_create(&label).set(clamp(replica.checkpointed()));
+            led += i64::from(replica.group.leadership().borrow().is_leader);
+            stopped += i64::from(status.stopped.is_some());
+            bytes += replica.rows.bytes();
+        }
+        metrics.groups.set(i64::try_from(replicas.len()).unwrap_or(i64::MAX));
+        metrics.groups_led.set(led);
+        metrics.groups_stopped.set(stopped);
+        metrics.memtable_bytes.set(clamp(bytes));
+        metrics.log_bytes.set(clamp(parts.log.bytes()));
+        metrics.log_segments.set(clamp(parts.log.segments()));
+        metrics.meta_revision.set(parts.keeper.kept().borrow().revision);
+        tokio::select! { () = end.cancelled() => return, () = tokio::time::sleep(SAMPLE_EVERY) => {} }
+    }
 }

@@ -8,10 +8,11 @@ pub mod group;
 pub mod identity;
 pub mod keep;
 pub mod machine;
+pub mod membership;
 pub mod placement;
 pub mod secret;
 pub mod server_key;
 pub mod state;
 pub mod watch;
 
-mod checked_file;
+pub mod checked_file;

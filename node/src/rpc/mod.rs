@@ -1,3 +1,5 @@
 //! The gRPC services of a node.
 
+pub mod admin;
+pub mod meta;
 pub mod peers;

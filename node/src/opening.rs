@@ -1,0 +1,129 @@
+//! Opens the replicas that the meta state gives this node, as it gives them.
+//!
+//! The first replica of a shard's list begins the shard's group, with all of the list as voters, when the group has not begun;
+//! after a restart that finds a group that has begun, and leaves it alone. A replica that cannot be opened is tried again and named in the log
+//! and in the readiness; it does not hold up the others.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use martlet_proto::cluster::meta::{MetaState, ShardReplicas};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    log::GroupId,
+    parts::Parts,
+    raft::{Group, GroupConfig, Member},
+    replicas::Replica,
+};
+
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Shards of which this node is to hold a replica, with the replica id.
+pub(crate) fn assigned(state: &MetaState, node_id: u64) -> impl Iterator<Item = (&ShardReplicas, u64)> {
+    state.shards.iter().filter_map(move |shard| {
+        let own = shard.replicas.iter().find(|replica| replica.node_id == node_id)?;
+        Some((shard, own.replica_id))
+    })
+}
+
+/// Follows the meta state until `end` fires. Owned by the node, which awaits it.
+pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) {
+    let mut kept = parts.keeper.kept();
+    loop {
+        let state = Arc::clone(&kept.borrow_and_update());
+        let mut failed = false;
+        for (shard, replica) in assigned(&state, parts.config.node.id) {
+            if end.is_cancelled() {
+                return;
+            }
+            let group = GroupId(shard.shard + 1);
+            if parts.replicas.holds(group) {
+                continue;
+            }
+            if let Err(why) = open(&parts, &state, shard, group, replica).await {
+                tracing::error!(shard = shard.shard, replica, %why, "a replica cannot be opened");
+                failed = true;
+            }
+        }
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = tokio::time::sleep(RETRY), if failed => {}
+            changed = kept.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn open(
+    parts: &Parts,
+    state: &MetaState,
+    shard: &ShardReplicas,
+    group: GroupId,
+    replica: u64,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let rows = parts.store.shard(replica)?;
+    let machine = interim::Interim::load(Arc::clone(&rows))?;
+    let config = GroupConfig { group, replica, settings: parts.config.raft.clone(), clock: Arc::clone(&parts.clock) };
+    let group = Group::start(config, &parts.log, Box::new(machine), &parts.network).await?;
+    if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {
+        group.initialize(members(state, shard)).await?;
+    }
+    parts.replicas.insert(Replica { id: replica, group, rows });
+    Ok(())
+}
+
+fn members(state: &MetaState, shard: &ShardReplicas) -> BTreeMap<u64, Member> {
+    let address = |node_id| {
+        state.nodes.iter().find(|node| node.node_id == node_id).map(|node| node.address.clone()).unwrap_or_default()
+    };
+    shard
+        .replicas
+        .iter()
+        .map(|replica| (replica.replica_id, Member { node: replica.node_id, address: address(replica.node_id) }))
+        .collect()
+}
+
+/// Applies without delivering: stands in until a shard's own machine is there.
+mod interim {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use martlet_proto::cluster::command::Entry;
+    use prost::Message;
+
+    use crate::{
+        raft::{Index, Machine, MachineError, Reply},
+        state::{State, StateError},
+        store::{Mark, ShardStore},
+    };
+
+    pub(super) struct Interim {
+        state: State,
+        rows: Arc<ShardStore>,
+    }
+
+    impl Interim {
+        pub(super) fn load(rows: Arc<ShardStore>) -> Result<Self, StateError> {
+            Ok(Self { state: State::load(&*rows)?, rows })
+        }
+    }
+
+    impl Machine for Interim {
+        fn mark(&self) -> Option<Bytes> {
+            self.rows.mark().map(|mark| mark.bytes)
+        }
+
+        fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
+            let failed = |what: String| MachineError { at, what };
+            let entry = Entry::decode(payload).map_err(|error| failed(error.to_string()))?;
+            let applied = self.state.apply(&*self.rows, at.index, &entry).map_err(|error| failed(error.to_string()))?;
+            let mark = Mark { index: at.index, bytes: mark };
+            self.rows.commit(mark, applied.writes).map_err(|error| failed(error.to_string()))?;
+            Ok(Reply::Shard(applied.answers))
+        }
+
+        fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {
+            let mark = Mark { index: at.index, bytes: mark };
+            self.rows.commit(mark, Vec::new()).map_err(|error| MachineError { at, what: error.to_string() })
+        }
+    }
+}

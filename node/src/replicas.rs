@@ -1,0 +1,85 @@
+//! The Raft groups that run on this node, by number.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use martlet_proto::cluster::admin::GroupStatus;
+
+use crate::{log::GroupId, raft::Group, store::ShardStore};
+
+/// One running replica.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// Replica id, given by the meta group.
+    pub id: u64,
+    /// Its Raft group.
+    pub group: Group,
+    /// Its rows.
+    pub rows: Arc<ShardStore>,
+}
+
+/// All replicas of this node; clones show the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct Replicas(Arc<Mutex<BTreeMap<GroupId, Replica>>>);
+
+impl Replicas {
+    /// Adds a replica that was started.
+    pub fn insert(&self, replica: Replica) {
+        self.lock().insert(replica.group.id(), replica);
+    }
+
+    /// Whether the group runs here.
+    pub fn holds(&self, group: GroupId) -> bool {
+        self.lock().contains_key(&group)
+    }
+
+    /// All of them, the meta group first.
+    pub fn all(&self) -> Vec<Replica> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// What operators are told of each.
+    pub fn status(&self) -> Vec<GroupStatus> {
+        self.all().iter().map(Replica::status).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Replica>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Replica {
+    /// Index up to which a checkpoint holds everything, 0 when there is none.
+    pub fn checkpointed(&self) -> u64 {
+        self.rows.checkpointed().unwrap_or(0)
+    }
+
+    /// For operators; `applied_index` and `state_hash` belong together.
+    pub fn status(&self) -> GroupStatus {
+        let raft = self.group.status();
+        let (applied_index, state_hash) = self.applied();
+        GroupStatus {
+            group: self.group.id().0,
+            replica_id: self.id,
+            term: raft.term,
+            leader_replica: raft.leader.unwrap_or(0),
+            last_log_index: raft.last_log_index,
+            applied_index,
+            checkpointed_index: self.checkpointed(),
+            stopped: raft.stopped.unwrap_or_default(),
+            state_hash,
+        }
+    }
+
+    fn applied(&self) -> (u64, u64) {
+        let index = || self.rows.mark().map_or(0, |mark| mark.index);
+        loop {
+            let (before, hash) = (index(), self.rows.hash());
+            if index() == before {
+                return (before, hash);
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The gRPC service `Admin`: what operators ask. Any node answers; what changes the cluster goes to the leader of the meta group.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use martlet_proto::cluster::{
+    admin::{
+        AddKeyReply, AddKeyRequest, CreateClusterReply, CreateClusterRequest, CreateProjectReply, CreateProjectRequest,
+        GatewayStatus, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply, PrepareRequest,
+        RevokeKeyReply, RevokeKeyRequest, StatusReply, StatusRequest, admin_client::AdminClient, admin_server::Admin,
+    },
+    meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, meta_answer, meta_command},
+};
+use rand::Rng;
+use tokio::time::{sleep, timeout};
+use tonic::{Request, Response, Status};
+
+use super::meta::Watching;
+use crate::{
+    meta::{
+        group::{MetaError, MetaGroup},
+        membership::{JoinError, Membership},
+        server_key,
+        watch::merge,
+    },
+    parts::Parts,
+};
+
+/// Longest another node is waited for when it is asked how it is.
+const STATUS_MAX: Duration = Duration::from_secs(2);
+/// Beyond a lease, what gateways are given to confirm a revocation.
+const CONFIRM_MARGIN: Duration = Duration::from_secs(2);
+/// Between two looks whether they have.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(200);
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AdminService {
+    parts: Arc<Parts>,
+    membership: Arc<Membership>,
+    watching: Watching,
+    /// The node was a member before this start: gateways may have followed it that it has not heard since.
+    restarted: bool,
+}
+
+impl AdminService {
+    /// Serves for this node.
+    pub fn new(parts: Arc<Parts>, membership: Arc<Membership>, watching: Watching, restarted: bool) -> Self {
+        Self { parts, membership, watching, restarted }
+    }
+
+    fn meta(&self) -> Result<MetaGroup, Status> {
+        self.membership.meta().ok_or_else(|| Status::failed_precondition("this node belongs to no cluster"))
+    }
+
+    fn kept(&self) -> Arc<MetaState> {
+        Arc::clone(&self.parts.keeper.kept().borrow())
+    }
+
+    async fn propose(&self, kind: meta_command::Kind) -> Result<meta_answer::Kind, Status> {
+        let answer = self.meta()?.propose(kind).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        match answer.kind {
+            Some(meta_answer::Kind::Refused(why)) => Err(Status::failed_precondition(why)),
+            Some(kind) => Ok(kind),
+            None => Err(Status::internal("the meta group answered in a way this version does not know")),
+        }
+    }
+
+    async fn propose_for_project(&self, kind: meta_command::Kind) -> Result<Project, Status> {
+        match self.propose(kind).await? {
+            meta_answer::Kind::Project(project) => Ok(project),
+            meta_answer::Kind::Revision(_) | meta_answer::Kind::Refused(_) => {
+                Err(Status::internal("the meta group answered without a project"))
+            }
+        }
+    }
+
+    fn own_status(&self) -> NodeStatus {
+        NodeStatus {
+            node_id: self.parts.config.node.id,
+            address: self.parts.address.clone(),
+            unreachable: String::new(),
+            groups: self.parts.replicas.status(),
+            log_bytes: self.parts.log.bytes(),
+            log_segments: self.parts.log.segments(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// This node and, as far as they answer, the others; and the gateways of all of them.
+    async fn everywhere(&self, nodes: &[Node]) -> (Vec<NodeStatus>, Vec<GatewayStatus>) {
+        let own = self.parts.config.node.id;
+        let others = join_all(nodes.iter().filter(|node| node.node_id != own).map(|node| self.status_of(node))).await;
+        let mut statuses = vec![self.own_status()];
+        let mut gateways = self.watching.status();
+        for (status, seen) in others {
+            statuses.push(status);
+            gateways.extend(seen);
+        }
+        statuses.sort_by_key(|status| status.node_id);
+        (statuses, merge(gateways))
+    }
+
+    async fn status_of(&self, node: &Node) -> (NodeStatus, Vec<GatewayStatus>) {
+        let unreachable = |why: String| {
+            let status = NodeStatus {
+                node_id: node.node_id,
+                address: node.address.clone(),
+                unreachable: why,
+                ..NodeStatus::default()
+            };
+            (status, Vec::new())
+        };
+        let channel = match self.parts.peers.channel(&node.address) {
+            Ok(channel) => channel,
+            Err(error) => return unreachable(error.to_string()),
+        };
+        let request = StatusRequest { cluster_wide: false };
+        match timeout(STATUS_MAX, AdminClient::new(channel).status(request)).await {
+            Err(_) => unreachable(format!("no answer within {} s", STATUS_MAX.as_secs())),
+            Ok(Err(status)) => unreachable(status.message().into()),
+            Ok(Ok(reply)) => {
+                let StatusReply { nodes, gateways, .. } = reply.into_inner();
+                match nodes.into_iter().find(|found| found.node_id == node.node_id) {
+                    Some(status) => (status, gateways),
+                    None => unreachable("another node answers at this address".into()),
+                }
+            }
+        }
+    }
+
+    /// Waits until every gateway that holds a lease has confirmed `revision`; returns those that have not.
+    async fn confirmed(&self, revision: u64) -> RevokeKeyReply {
+        let watch = &self.parts.config.watch;
+        let (lease_ms, longest_ms) = (millis(watch.lease), millis(watch.lease + watch.grace));
+        let until = self.parts.clock.now() + watch.lease + CONFIRM_MARGIN;
+        loop {
+            let (nodes, gateways) = self.everywhere(&self.kept().nodes).await;
+            let unconfirmed: Vec<_> =
+                gateways.into_iter().filter(|gateway| gateway.confirmed_revision < revision).collect();
+            let deaf: Vec<_> = nodes.iter().filter(|node| !node.unreachable.is_empty()).collect();
+            let waiting = unconfirmed.iter().any(|gateway| gateway.silent_ms <= lease_ms);
+            if (waiting || !deaf.is_empty()) && self.parts.clock.now() < until {
+                sleep(CONFIRM_PAUSE).await;
+                continue;
+            }
+            // Gateways that no node that answers has heard of: of nodes that do not answer, and of this one before it started.
+            let unheard_ms = if self.restarted { self.watching.unheard_ms() } else { 0 };
+            let deaf_ms = if deaf.is_empty() { 0 } else { longest_ms };
+            let known_ms =
+                unconfirmed.iter().map(|gateway| longest_ms.saturating_sub(gateway.silent_ms)).max().unwrap_or(0);
+            let nameless = deaf.iter().map(|node| GatewayStatus {
+                name: format!("gateways that follow node {} only, which does not answer", node.node_id),
+                ..GatewayStatus::default()
+            });
+            return RevokeKeyReply {
+                revision,
+                accepts_for_at_most_ms: unheard_ms.max(deaf_ms).max(known_ms),
+                unconfirmed: unconfirmed.into_iter().chain(nameless).collect(),
+            };
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn create_cluster(
+        &self,
+        request: Request<CreateClusterRequest>,
+    ) -> Result<Response<CreateClusterReply>, Status> {
+        let cluster_id = self.membership.create(request.into_inner()).await.map_err(join_status)?;
+        Ok(Response::new(CreateClusterReply { cluster_id }))
+    }
+
+    async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<PrepareReply>, Status> {
+        self.membership.prepare(request.into_inner()).await.map_err(join_status)?;
+        Ok(Response::new(PrepareReply {}))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let meta = self.kept();
+        let (nodes, gateways) = if request.into_inner().cluster_wide {
+            self.everywhere(&meta.nodes).await
+        } else {
+            (vec![self.own_status()], self.watching.status())
+        };
+        Ok(Response::new(StatusReply { meta: Some(MetaState::clone(&meta)), nodes, gateways }))
+    }
+
+    async fn create_project(
+        &self,
+        request: Request<CreateProjectRequest>,
+    ) -> Result<Response<CreateProjectReply>, Status> {
+        let CreateProjectRequest { sender_id, text_id, name, server_key } = request.into_inner();
+        let server_key = given_or_drawn(server_key);
+        let first_key = server_key::keep(&server_key).map_err(Status::invalid_argument)?;
+        let candidate_sender_id = rand::rng().random_range(100_000_000_000_u64..=999_999_999_999).to_string();
+        let create = CreateProject { sender_id, text_id, name, first_key: Some(first_key), candidate_sender_id };
+        let project = self.propose_for_project(meta_command::Kind::CreateProject(create)).await?;
+        Ok(Response::new(CreateProjectReply { project: Some(project), server_key }))
+    }
+
+    async fn list_projects(&self, _: Request<ListProjectsRequest>) -> Result<Response<ListProjectsReply>, Status> {
+        Ok(Response::new(ListProjectsReply { projects: self.kept().projects.clone() }))
+    }
+
+    async fn add_key(&self, request: Request<AddKeyRequest>) -> Result<Response<AddKeyReply>, Status> {
+        let AddKeyRequest { sender_id, server_key } = request.into_inner();
+        let server_key = given_or_drawn(server_key);
+        let key = server_key::keep(&server_key).map_err(Status::invalid_argument)?;
+        let sha256 = key.sha256.clone();
+        let add = AddKey { sender_id, key: Some(key) };
+        let project = self.propose_for_project(meta_command::Kind::AddKey(add)).await?;
+        let key = project.server_keys.into_iter().rfind(|key| key.sha256 == sha256);
+        Ok(Response::new(AddKeyReply { key, server_key }))
+    }
+
+    async fn revoke_key(&self, request: Request<RevokeKeyRequest>) -> Result<Response<RevokeKeyReply>, Status> {
+        let RevokeKeyRequest { sender_id, key_id } = request.into_inner();
+        match self.propose(meta_command::Kind::RevokeKey(RevokeKey { sender_id, key_id })).await? {
+            meta_answer::Kind::Revision(revision) => Ok(Response::new(self.confirmed(revision).await)),
+            meta_answer::Kind::Project(_) | meta_answer::Kind::Refused(_) => {
+                Err(Status::internal("the meta group answered without a revision"))
+            }
+        }
+    }
+}
+
+fn given_or_drawn(server_key: String) -> String {
+    if server_key.is_empty() { server_key::draw(&mut rand::rng()) } else { server_key }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The table of this edge.
+fn join_status(error: JoinError) -> Status {
+    let text = error.to_string();
+    match error {
+        JoinError::Invalid(_) => Status::invalid_argument(text),
+        JoinError::Taken { .. } => Status::already_exists(text),
+        JoinError::OtherSecret { .. } => Status::permission_denied(text),
+        JoinError::Peer { .. } | JoinError::Meta(MetaError::NoAnswer | MetaError::Stopped(_)) => {
+            Status::unavailable(text)
+        }
+        JoinError::Here { .. } => Status::internal(text),
+    }
+}
