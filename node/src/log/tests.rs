@@ -424,7 +424,7 @@ async fn take(log: &Log, models: &mut Models, step: &Step, wait: bool) {
         }
         Step::Vote { .. } => {
             model.term += 1;
-            let vote = Vote { term: model.term, replica: 5, committed: model.term % 2 == 0 };
+            let vote = Vote { term: model.term, replica: 5, committed: model.term.is_multiple_of(2) };
             model.vote = Some(vote);
             let saving = async move { log.save_vote(vote).await };
             if wait {

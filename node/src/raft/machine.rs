@@ -1,9 +1,26 @@
 //! The state machine of a group, as this crate writes it, under openraft's.
 
-use bytes::Bytes;
-use martlet_proto::cluster::{meta::MetaAnswer, queue::Answer};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
+};
 
-use crate::log::Index;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use martlet_proto::cluster::{meta::MetaAnswer, queue::Answer};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder,
+    storage::{EntryResponder, RaftStateMachine, Snapshot, SnapshotMeta},
+    type_config::alias,
+};
+use tokio::sync::watch;
+
+use super::{
+    encode::{from_mark, to_mark},
+    types::{LogId, StoredMembership, Types, entry_position},
+};
+use crate::log::{GroupLog, Index};
 
 /// What a group's entries are applied to.
 ///
@@ -15,14 +32,14 @@ pub trait Machine: Send + 'static {
 
     /// Applies one proposed entry. `mark` is to be kept together with what the entry writes.
     ///
-    /// An error stops this replica, not the process; it must have written nothing.
+    /// An error (or a panic) stops this replica, not the process; it must have written nothing.
     fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError>;
 
     /// An entry without a payload (a new term, a membership): only the mark moves.
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError>;
 
-    /// Called before the first entry is applied that this replica proposed as leader of `term`, and with `None` before the
-    /// first entry of another leader after that: effects are carried out by the leader only.
+    /// Called with the term before the first entry is applied that this replica proposed as its leader in this process, and
+    /// with `None` before the first entry of another leader after that: effects are carried out by the leader only.
     fn leading(&mut self, term: Option<u64>) {
         let _ = term;
     }
@@ -47,4 +64,129 @@ pub enum Reply {
     Meta(MetaAnswer),
     /// The entry has no answer.
     None,
+}
+
+/// Applies entries to a [`Machine`], in the order of the log.
+pub(super) struct Applier {
+    /// Never contended: openraft wants it shareable, a machine need not be.
+    machine: Mutex<Box<dyn Machine>>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    replica: u64,
+    /// Whose vote says which terms this replica leads.
+    log: GroupLog,
+    /// Terms up to this one were led, if at all, by an earlier process.
+    former_term: u64,
+    leading: Option<u64>,
+    /// Newest term led by this replica of which its own first entry is applied.
+    led: watch::Sender<u64>,
+}
+
+impl Applier {
+    pub(super) fn new(
+        machine: Box<dyn Machine>,
+        replica: u64,
+        log: GroupLog,
+        led: watch::Sender<u64>,
+    ) -> io::Result<Applier> {
+        let (applied, membership) = machine.mark().map_or_else(|| Ok(Default::default()), from_mark)?;
+        let former_term = log.vote().map_or(0, |vote| vote.term);
+        let machine = Mutex::new(machine);
+        Ok(Applier { machine, applied, membership, replica, log, former_term, leading: None, led })
+    }
+
+    fn one(&mut self, entry: super::types::Entry) -> io::Result<Reply> {
+        let at = entry_position(&entry);
+        self.note_leader(at.term);
+        if let EntryPayload::Membership(membership) = &entry.payload {
+            self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+        }
+        let mark = to_mark(&entry.log_id, &self.membership);
+        let machine = exclusive(&mut self.machine);
+        // A panic stops this replica and names the entry; what the machine held is never used again.
+        let result = catch_unwind(AssertUnwindSafe(|| match entry.payload {
+            EntryPayload::Normal(command) => machine.apply(at, mark, &command.0),
+            _ => machine.advance(at, mark).map(|()| Reply::None),
+        }));
+        let reply = result
+            .unwrap_or_else(|panic| Err(MachineError { at, what: format!("panicked: {}", said(&*panic)) }))
+            .map_err(io::Error::other)?;
+        self.applied = Some(entry.log_id);
+        if let Some(term) = self.leading {
+            self.led.send_if_modified(|led| std::mem::replace(led, term) != term);
+        }
+        Ok(reply)
+    }
+
+    /// Before an entry of this term is applied.
+    fn note_leader(&mut self, term: u64) {
+        if self.leading == Some(term) {
+            return;
+        }
+        let own = term > self.former_term
+            && self.log.vote().is_some_and(|vote| vote.committed && vote.replica == self.replica && vote.term == term);
+        let leading = own.then_some(term);
+        if leading != self.leading {
+            self.leading = leading;
+            exclusive(&mut self.machine).leading(leading);
+        }
+    }
+}
+
+fn exclusive(machine: &mut Mutex<Box<dyn Machine>>) -> &mut dyn Machine {
+    &mut **machine.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+impl RaftStateMachine<Types> for Applier {
+    type SnapshotData = ();
+    type SnapshotBuilder = Covered;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let reply = self.one(entry)?;
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Covered {
+        Covered { meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() } }
+    }
+
+    async fn install_snapshot(&mut self, _: &alias::SnapshotMetaOf<Types>, (): ()) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots between nodes are not built yet"))
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<alias::SnapshotOf<Types, ()>>> {
+        Ok(None)
+    }
+}
+
+/// What openraft takes for a snapshot: how far one would reach. It never purges beyond the newest; the log is purged on
+/// demand only (see `Group::purge_upto`), so that this need not be durable.
+pub(super) struct Covered {
+    meta: alias::SnapshotMetaOf<Types>,
+}
+
+impl RaftSnapshotBuilder<Types> for Covered {
+    type SnapshotData = ();
+
+    async fn build_snapshot(&mut self) -> io::Result<alias::SnapshotOf<Types, ()>> {
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: () })
+    }
 }

@@ -1,10 +1,13 @@
 //! Where openraft begins and ends: no other module names its types.
 
+mod encode;
 mod group;
 mod links;
 mod machine;
 mod network;
 mod settings;
+mod storage;
+mod types;
 
 pub use group::{Group, GroupConfig, GroupError, GroupStatus, Leadership, Member, ProposeError, ReadError};
 pub use links::{DirectLinks, Links, Wire};
