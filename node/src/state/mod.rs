@@ -27,6 +27,9 @@ mod registry;
 mod rows;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 use martlet_proto::{
     cluster::{
         command::{Command, Entry, Stamped, command},
