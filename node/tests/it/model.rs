@@ -1,0 +1,397 @@
+//! A small model of a shard: what it must answer and keep, said as plainly as possible.
+//!
+//! Shares nothing with the state but the commands and answers. Everything is a list that is walked; nothing is indexed,
+//! stored or forgotten. Stored bytes are not modelled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use martlet_proto::cluster::{
+    command::{Command, Entry, Expire, Limits, Stamped, command},
+    queue::{
+        Accepted, Answer, Enqueue, Operation, Refusal, Register, Registered, RegistrationRef, Resolved, Unregister,
+        Unregistered, answer::Kind as Answered, operation::Kind, unregister::What,
+    },
+};
+
+/// Log index and position.
+pub(crate) type Place = (u64, u32);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Registration {
+    pub(crate) device: u64,
+    pub(crate) id: Vec<u8>,
+    form: Register,
+    created: u64,
+    expires: Option<u64>,
+    /// Who took its place, and since when it has one that did.
+    successor: Option<(Vec<u8>, u64)>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) device: u64,
+    pub(crate) place: Place,
+    /// Of a notice: as found, once it was seen.
+    pub(crate) id: Vec<u8>,
+    pub(crate) registration: Vec<u8>,
+    pub(crate) sender: String,
+    pub(crate) application: String,
+    pub(crate) subtype: String,
+    pub(crate) collapse_key: String,
+    pub(crate) expiry: u64,
+    /// 0: no notice.
+    pub(crate) deleted: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Fates {
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    pub(crate) expired: u64,
+    pub(crate) overflow: u64,
+    pub(crate) unregistered: u64,
+}
+
+/// The answers that are right: more than one only for an operation that came too late, which may be known still.
+pub(crate) type Expected = Vec<Option<Answer>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) now: u64,
+    pub(crate) registrations: Vec<Registration>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) fates: BTreeMap<String, Fates>,
+    written: BTreeMap<u64, Place>,
+    /// What each operation was answered; nothing: barred.
+    operations: BTreeMap<Vec<u8>, Option<Answer>>,
+}
+
+const THIRTY_DAYS: u64 = 30 * 86_400_000;
+
+fn answer(kind: Answered) -> Answer {
+    Answer { kind: Some(kind) }
+}
+
+fn refuse(refusal: Refusal) -> Answer {
+    answer(Answered::Refusal(refusal as i32))
+}
+
+impl Model {
+    /// What the entry must be answered, command by command.
+    pub(crate) fn apply(&mut self, index: u64, entry: &Entry) -> Vec<Expected> {
+        self.now = self.now.max(entry.shard_time_ms);
+        let commands = entry.commands.iter().enumerate();
+        commands.map(|(position, command)| self.command((index, position as u32), command)).collect()
+    }
+
+    fn command(&mut self, place: Place, command: &Command) -> Expected {
+        match command.kind.as_ref().unwrap() {
+            command::Kind::Stamped(stamped) => self.operation(place, stamped).into_iter().map(Some).collect(),
+            command::Kind::Acks(acks) => {
+                for ack in &acks.acks {
+                    let at = |message: &Message| {
+                        let place =
+                            [&[0; 4][..], &message.place.0.to_be_bytes(), &message.place.1.to_be_bytes()].concat();
+                        message.device == ack.device_tag
+                            && (ack.sequences.iter().any(|named| *named == place)
+                                || ack.message_ids.iter().any(|named| *named == message.id))
+                    };
+                    self.take(at, |fates| &mut fates.delivered);
+                }
+                vec![None]
+            }
+            command::Kind::Expire(expire) => {
+                self.expire(expire);
+                vec![None]
+            }
+            command::Kind::Raise(_) | command::Kind::Seen(_) => vec![None],
+        }
+    }
+
+    fn operation(&mut self, place: Place, stamped: &Stamped) -> Vec<Answer> {
+        let limits = stamped.limits.unwrap();
+        let Operation { id, first_try_ms, kind } = stamped.operation.as_ref().unwrap();
+        let late = *first_try_ms < self.now.saturating_sub(limits.dedupe_window_ms);
+        let early = *first_try_ms > self.now + 1000;
+        let expired = refuse(Refusal::ExpiredOperation);
+        if let Some(Kind::Resolve(asked)) = kind {
+            let known = self.operations.get(&asked.id[..]).cloned();
+            let resolved = |answer: Option<Answer>| {
+                self::answer(Answered::Resolved(Box::new(Resolved { answer: answer.map(Box::new) })))
+            };
+            return match known {
+                Some(known) if late => vec![resolved(known), expired],
+                Some(known) => vec![resolved(known)],
+                None if late || early => vec![expired],
+                None => {
+                    self.operations.insert(asked.id.to_vec(), None);
+                    vec![resolved(None)]
+                }
+            };
+        }
+        if let Some(known) = self.operations.get(&id[..]) {
+            let known = known.clone().unwrap_or_else(|| expired.clone());
+            return if late { vec![known, expired] } else { vec![known] };
+        }
+        if late {
+            return vec![expired];
+        }
+        if early {
+            self.operations.insert(id.to_vec(), None);
+            return vec![expired];
+        }
+        let answer = match kind.as_ref().unwrap() {
+            Kind::Enqueue(enqueue) => self.enqueue(place, id, stamped, enqueue, &limits),
+            Kind::Register(register) => self.register(register, &limits),
+            Kind::Unregister(unregister) => self.unregister(unregister),
+            Kind::Resolve(_) | Kind::Check(_) => unreachable!("not asked of the model"),
+        };
+        self.operations.insert(id.to_vec(), Some(answer.clone()));
+        vec![answer]
+    }
+
+    fn enqueue(&mut self, place: Place, id: &[u8], stamped: &Stamped, enqueue: &Enqueue, limits: &Limits) -> Answer {
+        let device = enqueue.device_tag;
+        let told = &stamped.written_through;
+        if !told.is_empty() {
+            let index = u64::from_be_bytes(told[4..12].try_into().unwrap());
+            let position = u32::from_be_bytes(told[12..].try_into().unwrap());
+            let written = self.written.entry(device).or_default();
+            *written = (*written).max((index, position));
+        }
+        let find = |id: &[u8]| {
+            self.registrations.iter().find(|one| one.device == device && one.id == id && one.is_live(self.now))
+        };
+        let Some(addressed) = find(&enqueue.registration_id) else { return refuse(Refusal::NotRegistered) };
+        let current = match &addressed.successor {
+            None => addressed,
+            Some((successor, _)) => match find(successor) {
+                None => return refuse(Refusal::NotRegistered),
+                Some(successor) => successor,
+            },
+        };
+        if !current.form.senders.contains(&enqueue.sender) {
+            return refuse(Refusal::MismatchSenderId);
+        }
+        if !enqueue.restricted_package_name.is_empty() && enqueue.restricted_package_name != current.form.application {
+            return refuse(Refusal::InvalidPackageName);
+        }
+        let canonical = addressed.successor.is_some().then(|| current.reference());
+        let accepted = answer(Answered::Accepted(Accepted { canonical }));
+        let mut message = Message {
+            device,
+            place,
+            id: id.to_vec(),
+            registration: current.id.clone(),
+            sender: enqueue.sender.clone(),
+            application: current.form.application.clone(),
+            subtype: current.form.subtype.clone(),
+            collapse_key: enqueue.collapse_key.clone(),
+            expiry: self.now + u64::from(enqueue.ttl_secs) * 1000,
+            deleted: 0,
+        };
+        self.fates.entry(enqueue.sender.clone()).or_default().accepted += 1;
+        if enqueue.ttl_secs == 0 {
+            self.fates.get_mut(&enqueue.sender).unwrap().expired += 1;
+            return accepted;
+        }
+
+        // Written and not acked: only the newest so many stay.
+        let (now, written) = (self.now, self.written.get(&device).copied().unwrap_or_default());
+        let unacked: Vec<Place> = self
+            .messages
+            .iter()
+            .filter(|held| held.device == device && held.expiry > now && held.place <= written)
+            .map(|held| held.place)
+            .collect();
+        let excess = unacked.len().saturating_sub(limits.unacked_max as usize);
+        let excess: BTreeSet<Place> = unacked[..excess].iter().copied().collect();
+        self.take(|held| held.device == device && excess.contains(&held.place), |fates| &mut fates.overflow);
+
+        // Waiting of this kind.
+        let kin = {
+            let message = message.clone();
+            move |held: &Message| {
+                held.device == device
+                    && held.expiry > now
+                    && held.place > written
+                    && held.collapse_key.is_empty()
+                    && (&held.sender, &held.application, &held.subtype)
+                        == (&message.sender, &message.application, &message.subtype)
+            }
+        };
+        let waiting: Vec<&Message> = self.messages.iter().filter(|held| kin(held)).collect();
+        let deleted: u64 = waiting.iter().map(|held| held.deleted).sum();
+        let full = deleted > 0 || waiting.len() >= limits.waiting_max as usize;
+        if message.collapse_key.is_empty() && full {
+            let messages = waiting.iter().filter(|held| held.deleted == 0).count() as u64;
+            self.take(kin, |fates| &mut fates.overflow);
+            self.fates.get_mut(&enqueue.sender).unwrap().overflow += 1;
+            message.deleted = deleted + messages + 1;
+            message.id = vec![];
+            message.expiry = now + 28 * 86_400_000;
+        }
+        self.messages.push(message);
+        accepted
+    }
+
+    fn register(&mut self, form: &Register, limits: &Limits) -> Answer {
+        let (now, max) = (self.now, limits.registrations_max as usize);
+        let device = form.device_tag;
+        let line: Vec<usize> = (0..self.registrations.len())
+            .filter(|at| {
+                let one = &self.registrations[*at];
+                one.device == device && one.is_live(now) && one.is_of_line(form)
+            })
+            .collect();
+        let same = line.iter().copied().filter(|at| {
+            let old = &self.registrations[*at].form;
+            old.senders == form.senders && (old.iid == form.iid || old.iid_invented && form.iid_invented)
+        });
+        let found = same.max_by_key(|at| {
+            let one = &self.registrations[*at];
+            (one.successor.is_none(), one.created, one.id.clone())
+        });
+        let expires = (form.ttl_secs > 0).then(|| now + form.ttl_secs * 1000);
+        let current = match found {
+            Some(at) => {
+                let one = &mut self.registrations[at];
+                one.expires = expires;
+                one.successor = None;
+                one.clone()
+            }
+            None => {
+                let others = self.registrations.iter().filter(|one| {
+                    one.device == device && one.is_live(now) && one.successor.is_none() && !one.is_of_line(form)
+                });
+                if others.count() >= max {
+                    return refuse(Refusal::TooManyRegistrations);
+                }
+                let id = form.registration_id.to_vec();
+                let one = Registration { device, id, form: form.clone(), created: now, expires, successor: None };
+                self.registrations.push(one.clone());
+                one
+            }
+        };
+        for at in line {
+            let one = &mut self.registrations[at];
+            if one.id != current.id {
+                let since = one.successor.as_ref().map_or(now, |(_, since)| *since);
+                one.successor = Some((current.id.clone(), since));
+            }
+        }
+        let mut old: Vec<(u64, Vec<u8>)> = self
+            .registrations
+            .iter()
+            .filter(|one| one.device == device)
+            .filter_map(|one| one.successor.as_ref().map(|(_, since)| (*since, one.id.clone())))
+            .collect();
+        old.sort();
+        old.truncate(old.len().saturating_sub(max));
+        self.bury(device, &old.into_iter().map(|(_, id)| id).collect());
+        let registered = Registered { registration: Some(current.reference()), created: found.is_none() };
+        answer(Answered::Registered(registered))
+    }
+
+    fn unregister(&mut self, unregister: &Unregister) -> Answer {
+        let device = unregister.device_tag;
+        let named = |one: &Registration| {
+            one.device == device
+                && one.form.application == unregister.application
+                && match unregister.what.as_ref().unwrap() {
+                    What::WholeApplication(_) => true,
+                    What::InstanceId(iid) => one.form.iid == *iid,
+                    What::OneToken(token) => {
+                        let iid = if token.iid.is_empty() { one.form.iid_invented } else { one.form.iid == token.iid };
+                        iid && one.form.scope == token.scope
+                            && one.form.subtype == token.subtype
+                            && one.form.senders.contains(&token.sender)
+                    }
+                }
+        };
+        let named = self.registrations.iter().filter(|one| named(one)).map(|one| one.id.clone()).collect();
+        let victims = self.with_superseded(device, &named);
+        let live = |one: &&Registration| one.device == device && victims.contains(&one.id) && one.is_live(self.now);
+        let count = self.registrations.iter().filter(live).count() as u32;
+        self.bury(device, &victims);
+        answer(Answered::Unregistered(Unregistered { count }))
+    }
+
+    fn expire(&mut self, expire: &Expire) {
+        let upto = expire.upto_ms.min(self.now);
+        let mut left = (expire.rows_max as usize).min(1000);
+        let mut due: Vec<(u64, u64, Place)> =
+            self.messages.iter().filter(|held| held.expiry <= upto).map(|m| (m.expiry, m.device, m.place)).collect();
+        due.sort_unstable();
+        due.truncate(left);
+        left -= due.len();
+        let due: BTreeSet<(u64, Place)> = due.into_iter().map(|(_, device, place)| (device, place)).collect();
+        self.take(|held| due.contains(&(held.device, held.place)), |fates| &mut fates.expired);
+
+        while left > 0 {
+            let due = self.registrations.iter().filter_map(|one| Some((one.due()?, one.device, one.id.clone()))).min();
+            let Some((_, device, id)) = due.filter(|(due, ..)| *due <= upto) else { return };
+            let victims = self.with_superseded(device, &BTreeSet::from([id]));
+            let of = |held: &&Message| held.device == device && victims.contains(&held.registration);
+            let places: Vec<Place> = self.messages.iter().filter(of).map(|held| held.place).collect();
+            if places.len() > left {
+                let places = &places[..left];
+                self.take(
+                    |held| held.device == device && places.contains(&held.place),
+                    |fates| &mut fates.unregistered,
+                );
+                return;
+            }
+            left = left.saturating_sub(places.len() + victims.len());
+            self.bury(device, &victims);
+        }
+    }
+
+    fn with_superseded(&self, device: u64, named: &BTreeSet<Vec<u8>>) -> BTreeSet<Vec<u8>> {
+        let goes = |one: &&Registration| {
+            one.device == device
+                && (named.contains(&one.id) || one.successor.as_ref().is_some_and(|(by, _)| named.contains(by)))
+        };
+        self.registrations.iter().filter(goes).map(|one| one.id.clone()).collect()
+    }
+
+    fn bury(&mut self, device: u64, ids: &BTreeSet<Vec<u8>>) {
+        self.registrations.retain(|one| one.device != device || !ids.contains(&one.id));
+        self.take(|held| held.device == device && ids.contains(&held.registration), |fates| &mut fates.unregistered);
+    }
+
+    /// Takes messages out, and counts what became of them.
+    fn take(&mut self, which: impl Fn(&Message) -> bool, fate: impl Fn(&mut Fates) -> &mut u64) {
+        for held in self.messages.extract_if(.., |held| which(held)) {
+            if held.deleted == 0 {
+                *fate(self.fates.entry(held.sender).or_default()) += 1;
+            }
+        }
+    }
+}
+
+impl Registration {
+    fn due(&self) -> Option<u64> {
+        let superseded = self.successor.as_ref().map(|(_, since)| since + THIRTY_DAYS);
+        self.expires.into_iter().chain(superseded).min()
+    }
+
+    fn is_live(&self, now: u64) -> bool {
+        self.due().is_none_or(|due| now < due)
+    }
+
+    fn is_of_line(&self, form: &Register) -> bool {
+        let own = &self.form;
+        (&own.application, &own.cert, &own.subtype, &own.scope)
+            == (&form.application, &form.cert, &form.subtype, &form.scope)
+            && (own.scope.is_empty() || own.senders == form.senders)
+    }
+
+    fn reference(&self) -> RegistrationRef {
+        RegistrationRef {
+            registration_id: self.id.clone().into(),
+            token_key_id: self.form.token_key_id,
+            iid: self.form.iid.clone(),
+        }
+    }
+}
