@@ -31,15 +31,20 @@ const ASK_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct Heard(BTreeMap<(GroupId, u64), u64>);
 
-/// Runs cycles until `end` fires. Owned by the node, which awaits it.
-pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) {
+/// Runs cycles until `end` fires, or the store says that only opening it anew helps: then the node must stop, and the log holds
+/// what the store could not keep. Owned by the node, which awaits it.
+pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(), StoreError> {
     let mut heard = Heard::default();
     for tick in 1_u32.. {
-        tokio::select! { () = end.cancelled() => return, () = sleep(TICK) => {} }
+        tokio::select! { () = end.cancelled() => return Ok(()), () = sleep(TICK) => {} }
         let long = parts.log.bytes() > parts.config.log.checkpoint_bytes;
         // Once in a while only: the log stays long when a peer is away, and then a checkpoint does not help.
         let which = if long && tick % ASK_EVERY == 0 { Which::All } else { Which::Due };
-        let moved = cycle(&parts, which).await.unwrap_or(false);
+        let moved = match cycle(&parts, which).await {
+            Ok(moved) => moved,
+            Err(error @ StoreError::Broken(_)) => return Err(error),
+            Err(_) => false,
+        };
         if moved || tick % ASK_EVERY == 0 {
             let state = Arc::clone(&parts.keeper.kept().borrow());
             if tick % ASK_EVERY == 0 {
@@ -48,6 +53,7 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) {
             purge(&parts, &state, &heard).await;
         }
     }
+    Ok(())
 }
 
 /// One cycle; whether anything was moved. A failure is logged and counted: the log keeps what the store could not.

@@ -23,6 +23,7 @@ pub mod parts;
 pub mod replicas;
 
 mod checkpoints;
+mod metered;
 mod opening;
 
 pub use config::Config;

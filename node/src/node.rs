@@ -29,6 +29,7 @@ use crate::{
         membership::{JoinError, Membership},
         secret::{Secret, SecretError},
     },
+    metered::Metered,
     metrics::{GroupLabel, Metrics},
     opening,
     parts::Parts,
@@ -189,8 +190,10 @@ impl Node {
         let bound = listener.local_addr().map_err(refused)?;
         let address = if config.node.advertise.is_empty() { bound.to_string() } else { config.node.advertise.clone() };
 
+        let metrics = Arc::new(Metrics::default());
         let log_config = LogConfig { segment_bytes: config.log.segment_bytes, ..LogConfig::new(dir.log()) };
-        let (log, recovered) = Log::open(log_config, Arc::clone(&disk))?;
+        let (log, recovered) =
+            Log::open(log_config, Arc::new(Metered::log(Arc::clone(&disk), &metrics, Arc::clone(&clock))))?;
         if let Some(dropped) = &recovered.dropped {
             tracing::warn!(dropped, "the log ended in a torn write, which was dropped: it had not been acknowledged");
         }
@@ -209,7 +212,7 @@ impl Node {
             peers: Peers::default(),
             keeper,
             replicas: Replicas::default(),
-            metrics: Arc::default(),
+            metrics,
             config,
         };
         let draining = CancellationToken::new();
@@ -241,7 +244,7 @@ impl Node {
             membership.open(identity).await?;
         }
         tasks.spawn(opening::run(Arc::clone(&parts), streams_end.clone()));
-        tasks.spawn(checkpoints::run(Arc::clone(&parts), groups_end.clone()));
+        let mut checkpointing = tasks.spawn(checkpoints::run(Arc::clone(&parts), groups_end.clone()));
         tasks.spawn(sample(Arc::clone(&parts), groups_end.clone()));
 
         let router = router(&parts, &membership, restarted, &streams, &streams_end);
@@ -253,6 +256,7 @@ impl Node {
 
         let served = tokio::select! {
             () = drain.cancelled() => Ok(()),
+            broken = &mut checkpointing => broken.unwrap_or(Ok(())).map_err(NodeError::Store),
             ended = &mut server => {
                 server = tasks.spawn(async { Ok(()) });
                 ended.unwrap_or(Ok(())).map_err(NodeError::Serve)

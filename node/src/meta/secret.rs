@@ -10,7 +10,7 @@ use martlet_proto::{
     cluster::meta::{KeyPurpose, SealedKey},
     seal::{ClusterSecret, SECRET_BYTES, SealError},
 };
-use rand::{CryptoRng, RngCore};
+use rand::CryptoRng;
 use ring::hmac;
 
 /// Why the secret cannot be used.
@@ -67,7 +67,7 @@ impl Secret {
     }
 
     /// The keys a cluster begins with: token key 1, which mints, check-in key 1, the tag key; sealed.
-    pub fn draw_keys(&self, cluster_id: &[u8], now_ms: u64, rng: &mut (impl RngCore + CryptoRng)) -> Vec<SealedKey> {
+    pub fn draw_keys(&self, cluster_id: &[u8], now_ms: u64, rng: &mut impl CryptoRng) -> Vec<SealedKey> {
         [KeyPurpose::Token, KeyPurpose::Checkin, KeyPurpose::Tag]
             .map(|purpose| {
                 let mut key = [0; SECRET_BYTES];

@@ -6,14 +6,14 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use martlet_proto::cluster::meta::ServerKey;
-use rand::{CryptoRng, RngCore};
+use rand::CryptoRng;
 use sha2::{Digest, Sha256};
 
 /// Longest key that is taken, in bytes; it travels in an `Authorization` header.
 pub const KEY_MAX: usize = 512;
 
 /// Draws a key: the prefix app servers know from Google's, then 32 random bytes in base64url.
-pub fn draw(rng: &mut (impl RngCore + CryptoRng)) -> String {
+pub fn draw(rng: &mut impl CryptoRng) -> String {
     let mut random = [0; 32];
     rng.fill_bytes(&mut random);
     format!("AIza{}", URL_SAFE_NO_PAD.encode(random))
