@@ -803,3 +803,6 @@ fn shard(number: u32) -> Option<Shard> {
 fn sequence_bytes(sequence: Option<Sequence>) -> Bytes {
     sequence.map_or_else(Bytes::new, |sequence| Bytes::copy_from_slice(&sequence.to_bytes()))
 }
+
+#[cfg(test)]
+mod tests;
