@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigError, wrong};
+
+/// Least credit of a device: the largest message with its envelope.
+const DEVICE_CREDIT_MIN: u64 = 16 * 1024;
+
 /// How queues are brought to connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,5 +52,41 @@ impl Default for AttachConfig {
             retry_max: Duration::from_secs(1),
             outbound_max: 65_536,
         }
+    }
+}
+
+impl AttachConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=16).contains(&self.links) {
+            return wrong("attach.links", "must be 1 to 16");
+        }
+        if self.device_credit_bytes < DEVICE_CREDIT_MIN {
+            return wrong("attach.device_credit_bytes", "must be 16384 or more: one message has to fit");
+        }
+        if self.stream_credit_bytes < self.device_credit_bytes {
+            return wrong("attach.stream_credit_bytes", "must not be below attach.device_credit_bytes");
+        }
+        if self.batch_max == 0 {
+            return wrong("attach.batch_max", "must be 1 or more");
+        }
+        if self.retry_min.is_zero() || self.retry_max < self.retry_min {
+            return wrong("attach.retry_max", "must not be below attach.retry_min, which is longer than 0s");
+        }
+        if self.outbound_max < 2 {
+            return wrong("attach.outbound_max", "must be 2 or more");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_can_be_run_and_a_wrong_key_is_named() {
+        AttachConfig::default().check().unwrap();
+        let wrong = AttachConfig { stream_credit_bytes: 20_000, ..AttachConfig::default() };
+        assert_eq!(wrong.check().unwrap_err().key, "attach.stream_credit_bytes");
     }
 }

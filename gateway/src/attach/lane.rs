@@ -250,14 +250,9 @@ impl Lane {
         self.actions.pop_front()
     }
 
-    /// Attachments that exist, attached or not.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Attachments that a node has confirmed.
-    pub fn attached_len(&self) -> usize {
-        self.entries.values().filter(|entry| matches!(entry.stand, Stand::Attached(..))).count()
+    /// Whether no connection has an attachment.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     // ------------------------------------------------------------------------------------ what connections ask for
@@ -361,24 +356,28 @@ impl Lane {
     pub fn link_down(&mut self, node: u64, now: Instant) {
         self.nodes.insert(node, NodeView::default());
         let mut lost = Vec::new();
-        for (shard, view) in &mut self.shards {
+        for view in self.shards.values_mut() {
             if view.leader == Some(node) {
                 view.leader = None;
                 view.turn += 1;
             }
-            let here = |attach: &&u64| self.entries.get(attach).is_some_and(|entry| entry.stand.node() == Some(node));
-            lost.push((*shard, view.members.iter().filter(here).copied().collect::<Vec<_>>()));
+            let mut members = Vec::new();
+            for attach in &view.members {
+                let Some(entry) = self.entries.get_mut(attach) else { continue };
+                if let Some(pending) = entry.ack.as_mut().filter(|pending| pending.sent_to == Some(node)) {
+                    pending.sent_to = None;
+                }
+                if entry.stand.node() == Some(node) {
+                    members.push(*attach);
+                }
+            }
+            lost.push(members);
         }
-        for (_, members) in &lost {
+        for members in &lost {
             for attach in members {
                 self.clear(*attach);
             }
             self.schedule_spread(members, now);
-        }
-        for entry in self.entries.values_mut() {
-            if let Some(pending) = entry.ack.as_mut().filter(|pending| pending.sent_to == Some(node)) {
-                pending.sent_to = None;
-            }
         }
         self.wake_all(now);
     }

@@ -20,6 +20,7 @@ use super::{AttachConfig, Routes};
 
 /// What a link tells its lane.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are deliveries, the large variant")]
 pub(crate) enum LinkEvent {
     Up { node: u64, generation: u64, outbound: Outbound },
     Control { node: u64, generation: u64, reply: ControlReply },

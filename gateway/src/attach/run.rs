@@ -139,8 +139,8 @@ impl Driver {
         let Ok(map) = maps.wait_for(Option::is_some).await.map(|map| map.clone()) else { return };
         let Some(map) = map else { return };
         let (events, mut from_links) = mpsc::channel(LINK_EVENTS_MAX);
-        self.keep_links(&map, &events);
-        let mut lane = Lane::new(self.config.clone(), map, StdRng::from_os_rng());
+        let mut lane = Lane::new(self.config.clone(), map.clone(), StdRng::from_os_rng());
+        self.keep_links(&mut lane, &map, &events);
         let orders = Arc::clone(&self.orders);
         let mut received = Vec::new();
         loop {
@@ -154,7 +154,7 @@ impl Driver {
                     }
                     let map = maps.borrow_and_update().clone();
                     if let Some(map) = map {
-                        self.keep_links(&map, &events);
+                        self.keep_links(&mut lane, &map, &events);
                         lane.map(map, self.clock.now());
                     }
                 }
@@ -293,15 +293,14 @@ impl Driver {
     }
 
     /// A link to every node of the map, none to others.
-    fn keep_links(&mut self, map: &ShardMap, events: &mpsc::Sender<LinkEvent>) {
-        self.links.retain(|node, link| {
-            // The lane hears of the end from the link's last streams: they stay until they end by themselves.
-            let stays = map.nodes.contains(node) || link.open.is_some();
-            if !stays {
+    fn keep_links(&mut self, lane: &mut Lane, map: &ShardMap, events: &mpsc::Sender<LinkEvent>) {
+        let gone: Vec<u64> = self.links.keys().copied().filter(|node| !map.nodes.contains(node)).collect();
+        for node in gone {
+            self.lose(lane, node);
+            if let Some(link) = self.links.remove(&node) {
                 link.stop.cancel();
             }
-            stays
-        });
+        }
         for node in &map.nodes {
             if self.links.contains_key(node) {
                 continue;

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{ConfigError, wrong};
+
+/// Least silence that may end a connection. Source: device.md section 8.4.
+const SILENCE_MIN: Duration = Duration::from_secs(30 * 60);
+
 /// How device connections are served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,5 +71,47 @@ impl Default for McsConfig {
             tcp_keepalive: Duration::from_secs(5 * 60),
             drain_spread: Duration::from_secs(5),
         }
+    }
+}
+
+impl McsConfig {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        for (key, value) in [
+            ("mcs.handshake_timeout", self.handshake_timeout),
+            ("mcs.login_timeout", self.login_timeout),
+            ("mcs.frame_timeout", self.frame_timeout),
+            ("mcs.write_timeout", self.write_timeout),
+            ("mcs.ping_after", self.ping_after),
+            ("mcs.ping_timeout", self.ping_timeout),
+            ("mcs.tcp_keepalive", self.tcp_keepalive),
+        ] {
+            if value.is_zero() {
+                return wrong(key, "must be longer than 0s");
+            }
+        }
+        if self.silence_max < SILENCE_MIN {
+            return wrong(
+                "mcs.silence_max",
+                "must be 30m or more: a device on a cellular network pings every 28 minutes",
+            );
+        }
+        for (key, value) in [("mcs.connections_max", self.connections_max), ("mcs.unacked_max", self.unacked_max)] {
+            if value == 0 {
+                return wrong(key, "must be 1 or more");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mc_19_core_silence_below_half_an_hour_cannot_be_configured() {
+        McsConfig::default().check().unwrap();
+        let wrong = McsConfig { silence_max: Duration::from_secs(1_799), ..McsConfig::default() };
+        assert_eq!(wrong.check().unwrap_err().key, "mcs.silence_max");
     }
 }

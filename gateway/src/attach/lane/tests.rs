@@ -276,7 +276,7 @@ fn a_delivery_for_nobody_is_handed_back() {
     assert_eq!(stream_credit(&seen), 100);
     let request = DeliverRequest { kind: Some(deliver_request::Kind::Returned(returned)) };
     assert!(seen.contains(&Action::Deliver { node: A, request }));
-    assert_eq!(lane.len(), 0);
+    assert!(lane.is_empty());
 }
 
 #[test]
