@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use martlet_proto::cluster::{
-    admin::{StatusRequest, admin_client::AdminClient},
+    admin::StatusRequest,
     meta::{MetaState, Node},
 };
 use tokio::time::{sleep, timeout};
@@ -60,9 +60,14 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(),
 pub(crate) async fn cycle(parts: &Arc<Parts>, which: Which) -> Result<bool, StoreError> {
     let begun = parts.clock.now();
     let store = Arc::clone(&parts.store);
-    let done = tokio::task::spawn_blocking(move || store.checkpoint(which))
-        .await
-        .unwrap_or_else(|error| Err(StoreError::Broken(error.to_string())));
+    let work = move || {
+        let done = store.checkpoint(which)?;
+        // What a dropped replica left goes in small batches, between cycles.
+        store.sweep()?;
+        Ok(done)
+    };
+    let done =
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(StoreError::Broken(error.to_string())));
     match done {
         Ok(done) if done.seals.is_empty() => Ok(false),
         Ok(_) => {
@@ -133,9 +138,9 @@ impl Heard {
 
 /// What one peer has checkpointed; nothing when it does not answer.
 async fn ask(parts: &Parts, node: &Node) -> Vec<(GroupId, u64, u64)> {
-    let Ok(channel) = parts.peers.channel(&node.address) else { return Vec::new() };
+    let Ok(mut admin) = parts.peers.admin(&node.address) else { return Vec::new() };
     let request = StatusRequest { cluster_wide: false };
-    let Ok(Ok(reply)) = timeout(ASK_MAX, AdminClient::new(channel).status(request)).await else { return Vec::new() };
+    let Ok(Ok(reply)) = timeout(ASK_MAX, admin.status(request)).await else { return Vec::new() };
     let groups = reply.into_inner().nodes.into_iter().flat_map(|node| node.groups);
     groups.map(|group| (GroupId(group.group), group.replica_id, group.checkpointed_index)).collect()
 }

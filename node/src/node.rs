@@ -38,7 +38,7 @@ use crate::{
     rpc::{
         admin::AdminService,
         meta::{MetaService, Watching},
-        peers::Peers,
+        peers::{Peers, REPLY_MAX},
     },
     store::{Store, StoreConfig, StoreError, Which},
 };
@@ -51,8 +51,6 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Largest request that a service takes, bytes. A request holds many batches.
 const REQUEST_MAX: usize = 16 << 20;
-/// Largest reply: the meta state whole, with every project a cluster may have.
-const REPLY_MAX: usize = 64 << 20;
 /// How long connections may stay open once no stream is served.
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two samples of the gauges.

@@ -5,9 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use martlet_proto::cluster::meta::{
-    MetaAnswer, MetaCommand, ProposeReply, ProposeRequest, meta_client::MetaClient, meta_command,
-};
+use martlet_proto::cluster::meta::{MetaAnswer, MetaCommand, ProposeReply, ProposeRequest, meta_command};
 use prost::Message;
 use tokio::time::{sleep, timeout};
 
@@ -106,9 +104,9 @@ impl MetaGroup {
 
     async fn propose_at(&self, node_id: u64, command: &MetaCommand) -> Result<ProposeReply, MetaError> {
         let node = self.identity.nodes.iter().find(|node| node.node_id == node_id).ok_or(MetaError::NoAnswer)?;
-        let channel = self.peers.channel(&node.address).map_err(|_| MetaError::NoAnswer)?;
+        let mut meta = self.peers.meta(&node.address).map_err(|_| MetaError::NoAnswer)?;
         let request = ProposeRequest { command: Some(command.clone()) };
-        match timeout(ONE_TRY_MAX, MetaClient::new(channel).propose(request)).await {
+        match timeout(ONE_TRY_MAX, meta.propose(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(_)) | Err(_) => Err(MetaError::NoAnswer),
         }

@@ -255,8 +255,8 @@ impl Membership {
         peer: &Node,
         call: impl AsyncFnOnce(AdminClient<tonic::transport::Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, JoinError> {
-        let channel = self.parts.peers.channel(&peer.address).map_err(|error| peer_error(peer, error.to_string()))?;
-        match timeout(PEER_MAX, call(AdminClient::new(channel))).await {
+        let admin = self.parts.peers.admin(&peer.address).map_err(|error| peer_error(peer, error.to_string()))?;
+        match timeout(PEER_MAX, call(admin)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(peer_error(peer, status.message().into())),
             Err(_) => Err(peer_error(peer, format!("no answer within {} s", PEER_MAX.as_secs()))),

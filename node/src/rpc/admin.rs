@@ -7,7 +7,7 @@ use martlet_proto::cluster::{
     admin::{
         AddKeyReply, AddKeyRequest, CreateClusterReply, CreateClusterRequest, CreateProjectReply, CreateProjectRequest,
         GatewayStatus, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply, PrepareRequest,
-        RevokeKeyReply, RevokeKeyRequest, StatusReply, StatusRequest, admin_client::AdminClient, admin_server::Admin,
+        RevokeKeyReply, RevokeKeyRequest, StatusReply, StatusRequest, admin_server::Admin,
     },
     meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, meta_answer, meta_command},
 };
@@ -32,6 +32,10 @@ const STATUS_MAX: Duration = Duration::from_secs(2);
 const CONFIRM_MARGIN: Duration = Duration::from_secs(2);
 /// Between two looks whether they have.
 const CONFIRM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest a new project or key waits until it can be used everywhere.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -75,6 +79,26 @@ impl AdminService {
         }
     }
 
+    /// Waits, within [`SETTLE_MAX`], until this node's state `fits` and every live gateway serves by it: so that what an operator was
+    /// just given can be used at once. No promise: a gateway that is late learns it later.
+    async fn settle(&self, fits: impl Fn(&MetaState) -> bool) {
+        let settled = async {
+            let mut kept = self.parts.keeper.kept();
+            let Ok(revision) = kept.wait_for(|state| fits(state)).await.map(|state| state.revision) else { return };
+            let lease_ms = millis(self.parts.config.watch.lease);
+            loop {
+                let (_, gateways) = self.everywhere(&self.kept().nodes).await;
+                let live = |gateway: &GatewayStatus| gateway.silent_ms <= lease_ms;
+                if !gateways.iter().any(|gateway| live(gateway) && gateway.confirmed_revision < revision) {
+                    return;
+                }
+                sleep(SETTLE_PAUSE).await;
+            }
+        };
+        // Late is not wrong: see above.
+        let _ = timeout(SETTLE_MAX, settled).await;
+    }
+
     fn own_status(&self) -> NodeStatus {
         NodeStatus {
             node_id: self.parts.config.node.id,
@@ -111,12 +135,12 @@ impl AdminService {
             };
             (status, Vec::new())
         };
-        let channel = match self.parts.peers.channel(&node.address) {
-            Ok(channel) => channel,
+        let mut admin = match self.parts.peers.admin(&node.address) {
+            Ok(admin) => admin,
             Err(error) => return unreachable(error.to_string()),
         };
         let request = StatusRequest { cluster_wide: false };
-        match timeout(STATUS_MAX, AdminClient::new(channel).status(request)).await {
+        match timeout(STATUS_MAX, admin.status(request)).await {
             Err(_) => unreachable(format!("no answer within {} s", STATUS_MAX.as_secs())),
             Ok(Err(status)) => unreachable(status.message().into()),
             Ok(Ok(reply)) => {
@@ -197,6 +221,7 @@ impl Admin for AdminService {
         let candidate_sender_id = rand::rng().random_range(100_000_000_000_u64..=999_999_999_999).to_string();
         let create = CreateProject { sender_id, text_id, name, first_key: Some(first_key), candidate_sender_id };
         let project = self.propose_for_project(meta_command::Kind::CreateProject(create)).await?;
+        self.settle(|state| state.projects.iter().any(|known| known.sender_id == project.sender_id)).await;
         Ok(Response::new(CreateProjectReply { project: Some(project), server_key }))
     }
 
@@ -212,6 +237,8 @@ impl Admin for AdminService {
         let add = AddKey { sender_id, key: Some(key) };
         let project = self.propose_for_project(meta_command::Kind::AddKey(add)).await?;
         let key = project.server_keys.into_iter().rfind(|key| key.sha256 == sha256);
+        let known = |project: &Project| project.server_keys.iter().any(|key| key.sha256 == sha256);
+        self.settle(|state| state.projects.iter().any(known)).await;
         Ok(Response::new(AddKeyReply { key, server_key }))
     }
 

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
+use martlet_proto::cluster::{admin::admin_client::AdminClient, meta::meta_client::MetaClient};
 use tonic::transport::{Channel, Endpoint};
+
+/// Largest reply of a node, bytes: the meta state whole, with every project a cluster may have.
+pub const REPLY_MAX: usize = 64 << 20;
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const PING_AFTER: Duration = Duration::from_secs(1);
@@ -29,8 +33,17 @@ pub struct AddressError {
 pub struct Peers(Arc<Mutex<BTreeMap<String, Channel>>>);
 
 impl Peers {
-    /// A channel to `address` (`host:port`).
-    pub fn channel(&self, address: &str) -> Result<Channel, AddressError> {
+    /// The service `Admin` at `address` (`host:port`).
+    pub fn admin(&self, address: &str) -> Result<AdminClient<Channel>, AddressError> {
+        self.channel(address).map(|channel| AdminClient::new(channel).max_decoding_message_size(REPLY_MAX))
+    }
+
+    /// The service `Meta` at `address`.
+    pub fn meta(&self, address: &str) -> Result<MetaClient<Channel>, AddressError> {
+        self.channel(address).map(|channel| MetaClient::new(channel).max_decoding_message_size(REPLY_MAX))
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel, AddressError> {
         let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
