@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -66,6 +66,7 @@ struct Inner {
 pub struct MemoryEngine {
     inner: Mutex<Inner>,
     fuse: Fuse,
+    refuse: AtomicBool,
     path: PathBuf,
 }
 
@@ -78,7 +79,7 @@ impl Default for MemoryEngine {
 impl MemoryEngine {
     /// An empty one that fails when `fuse` does.
     pub fn new(fuse: Fuse) -> Self {
-        Self { inner: Mutex::default(), fuse, path: PathBuf::from("memory") }
+        Self { inner: Mutex::default(), fuse, refuse: AtomicBool::new(false), path: PathBuf::from("memory") }
     }
 
     /// Loses what was not made durable, except the first `keep` batches since.
@@ -89,6 +90,11 @@ impl MemoryEngine {
             change(durable, op);
         }
         live.clone_from(durable);
+    }
+
+    /// Refuses the next batch, once, and forgets what is not durable when it is opened again.
+    pub fn refuse_once(&self) {
+        self.refuse.store(true, Ordering::SeqCst);
     }
 
     /// Batches that a crash may lose.
@@ -160,6 +166,13 @@ impl Engine for MemoryEngine {
     fn batch(&self, ops: &[Op]) -> Result<(), EngineError> {
         assert!(ops.len() <= BATCH_MAX, "a batch of {} operations", ops.len());
         self.step("write a batch to")?;
+        if self.refuse.swap(false, Ordering::SeqCst) {
+            return Err(EngineError {
+                doing: "write a batch to",
+                path: self.path.clone(),
+                what: "refused once".into(),
+            });
+        }
         let mut inner = self.lock();
         inner.batches.push(ops.to_vec());
         for op in ops {
@@ -177,7 +190,9 @@ impl Engine for MemoryEngine {
     }
 
     fn reopen(&self) -> Result<(), EngineError> {
-        self.step("reopen")
+        self.step("reopen")?;
+        self.crash(0);
+        Ok(())
     }
 }
 

@@ -101,14 +101,19 @@ impl Region<'_> {
         self.engine.get(&physical)?.map(|value| self.assemble(key, &physical, &value)).transpose()
     }
 
-    /// At most `limit` rows from `from` on, before `to`.
-    pub(super) fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.rows(self.engine.scan(&self.row_key(from), &self.row_key(to), limit)?)
+    /// At most `limit` rows from `from` on, before `to`: keys, and what [`Region::open`] makes values of.
+    pub(super) fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Closed)>, StoreError> {
+        Ok(closed(self.engine.scan(&self.row_key(from), &self.row_key(to), limit)?))
     }
 
-    /// At most `limit` rows before `to`, not before `from`, descending.
-    pub(super) fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.rows(self.engine.scan_back(&self.row_key(from), &self.row_key(to), limit)?)
+    /// At most `limit` rows before `to`, not before `from`, descending; as [`Region::scan`].
+    pub(super) fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Closed)>, StoreError> {
+        Ok(closed(self.engine.scan_back(&self.row_key(from), &self.row_key(to), limit)?))
+    }
+
+    /// The value of a scanned row. Only for one that no level of the memtable covers: a checkpoint may be changing the others.
+    pub(super) fn open(&self, key: &[u8], Closed(value): &Closed) -> Result<Bytes, StoreError> {
+        self.assemble(key, &self.row_key(key), value)
     }
 
     /// Number and sum of all rows: reads every one of them.
@@ -117,13 +122,13 @@ impl Region<'_> {
         let mut from = self.row_key(&[]);
         let to = self.key(PARTS, &[]);
         loop {
-            let rows = self.rows(self.engine.scan(&from, &to, 256)?)?;
+            let rows = closed(self.engine.scan(&from, &to, 256)?);
             let Some((last, _)) = rows.last() else { return Ok((count, sum)) };
             from = self.row_key(last);
             from.push(0);
             for (key, value) in &rows {
                 count += 1;
-                sum = sum.wrapping_add(row_hash(key, value));
+                sum = sum.wrapping_add(row_hash(key, &self.open(key, value)?));
             }
         }
     }
@@ -168,15 +173,6 @@ impl Region<'_> {
             (Form::InParts, content) => Ok(in_parts(&content).ok_or_else(|| self.damaged(ODD, &physical))?.0),
             (Form::Part | Form::Head, _) => Err(self.damaged(ODD, &physical)),
         }
-    }
-
-    fn rows(&self, physical: Vec<(Bytes, Bytes)>) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let row = |(physical, value): (Bytes, Bytes)| {
-            let key = physical.slice(13..);
-            let value = self.assemble(&key, &physical, &value)?;
-            Ok((key, value))
-        };
-        physical.into_iter().map(row).collect()
     }
 
     fn assemble(&self, key: &[u8], physical: &[u8], value: &Bytes) -> Result<Bytes, StoreError> {
@@ -227,6 +223,14 @@ impl Region<'_> {
         key.put_u16(u16::try_from(part).expect("commits refuse values over VALUE_MAX"));
         key
     }
+}
+
+/// The physical value of a scanned row, not checked and not put together yet.
+#[derive(Debug)]
+pub(super) struct Closed(Bytes);
+
+fn closed(physical: Vec<(Bytes, Bytes)>) -> Vec<(Bytes, Closed)> {
+    physical.into_iter().map(|(key, value)| (key.slice(13..), Closed(value))).collect()
 }
 
 const ODD: &str = "a value has a form that does not belong there";

@@ -22,7 +22,7 @@ use super::{
     engine::Engine,
     head::{Mark, Seal},
     memtable::{Below, Frozen, Memtable},
-    row::{Region, VALUE_MAX},
+    row::{Closed, Region, VALUE_MAX},
 };
 use crate::{
     clock::Clock,
@@ -235,7 +235,7 @@ impl ShardStore {
         let engine = EngineRows::new(self.region(), from, to, limit, order);
         let mut sources: Vec<Peekable<Source<'_>>> = Vec::with_capacity(3);
         for level in inner.table.levels() {
-            let rows = level.range(from, to).map(Ok);
+            let rows = level.range(from, to).map(|(key, value)| Ok((key, value.map_or(Seen::Removed, Seen::Row))));
             let rows: Source<'_> = match order {
                 Order::Ascending => Box::new(rows),
                 Order::Descending => Box::new(rows.rev()),
@@ -244,7 +244,7 @@ impl ShardStore {
         }
         let engine: Source<'_> = Box::new(engine);
         sources.push(engine.peekable());
-        merge(sources, limit, order)
+        merge(sources, self.region(), limit, order)
     }
 
     fn not_dropped(&self) -> Result<(), StoreError> {
@@ -284,13 +284,21 @@ enum Order {
     Descending,
 }
 
-/// A row, or the tombstone of one.
-type Sighting = Result<(Bytes, Option<Bytes>), StoreError>;
+/// What a source shows under a key.
+enum Seen {
+    Removed,
+    Row(Bytes),
+    /// Of the engine; looked into only if no level covers it: a checkpoint may be rewriting what is covered.
+    Below(Closed),
+}
+
+type Sighting = Result<(Bytes, Seen), StoreError>;
 type Source<'a> = Box<dyn Iterator<Item = Sighting> + 'a>;
 
 /// The first `limit` rows of several ordered sources; of one key, the earlier source has the word.
 fn merge(
     mut sources: Vec<Peekable<Source<'_>>>,
+    region: Region<'_>,
     limit: usize,
     order: Order,
 ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
@@ -319,8 +327,13 @@ fn merge(
                 seen = seen.or(Some(sighting?.1));
             }
         }
-        if let Some(Some(value)) = seen {
-            rows.push((next, value));
+        match seen.expect("the key came from a source") {
+            Seen::Removed => (),
+            Seen::Row(value) => rows.push((next, value)),
+            Seen::Below(value) => {
+                let value = region.open(&next, &value)?;
+                rows.push((next, value));
+            }
         }
     }
     Ok(rows)
@@ -333,7 +346,7 @@ struct EngineRows<'a> {
     to: Vec<u8>,
     piece: usize,
     order: Order,
-    fetched: VecDeque<(Bytes, Bytes)>,
+    fetched: VecDeque<(Bytes, Closed)>,
     ended: bool,
 }
 
@@ -371,6 +384,6 @@ impl Iterator for EngineRows<'_> {
             self.ended = true;
             return Some(Err(error));
         }
-        self.fetched.pop_front().map(|(key, value)| Ok((key, Some(value))))
+        self.fetched.pop_front().map(|(key, value)| Ok((key, Seen::Below(value))))
     }
 }
