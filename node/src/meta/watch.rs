@@ -1,8 +1,8 @@
 //! Which gateways follow the meta state through this node, and how far each has confirmed it.
 //!
-//! A value: time comes in. A gateway answers every reply of its watch, so one that is silent for longer than its lease is lost; it
-//! may go on serving known keys for the grace time after that, and so long it is remembered and named. One that ends its stream in
-//! order says goodbye and is forgotten.
+//! A value: time comes in. A gateway with an open stream is there: the connection's keepalive ends a dead one. One whose streams
+//! have ended is silent since then, and lost when that is longer than its lease; it may go on serving known keys for the grace time
+//! after that, and so long it is remembered and named. One that ends its last stream in order says goodbye and is forgotten.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,6 +66,14 @@ struct Watcher {
     confirmed_revision: u64,
     token_keys: BTreeSet<u32>,
     heard: Instant,
+    /// Open streams; a gateway that changes over to another stream has two for a moment.
+    streams: u32,
+}
+
+impl Watcher {
+    fn silence(&self, now: Instant) -> Duration {
+        if self.streams > 0 { Duration::ZERO } else { now.saturating_duration_since(self.heard) }
+    }
 }
 
 impl Watchers {
@@ -91,14 +99,27 @@ impl Watchers {
             confirmed_revision: request.confirmed_revision,
             token_keys: request.confirmed_token_keys.iter().copied().take(16).collect(),
             heard: now,
+            streams: self.seen.get(&request.gateway).map_or(0, |known| known.streams),
         };
         self.seen.insert(request.gateway.clone(), watcher);
         Ok(())
     }
 
-    /// A watcher ended its stream in order: it serves nothing any more.
-    pub fn left(&mut self, gateway: &[u8]) {
-        self.seen.remove(gateway);
+    /// A stream is the gateway's: it was heard on it for the first time.
+    pub fn opened(&mut self, gateway: &[u8]) {
+        if let Some(watcher) = self.seen.get_mut(gateway) {
+            watcher.streams += 1;
+        }
+    }
+
+    /// One of its streams has ended. In order: if it was the last, the gateway serves nothing any more.
+    pub fn closed(&mut self, now: Instant, gateway: &[u8], in_order: bool) {
+        let Some(watcher) = self.seen.get_mut(gateway) else { return };
+        watcher.streams = watcher.streams.saturating_sub(1);
+        watcher.heard = now;
+        if in_order && watcher.streams == 0 {
+            self.seen.remove(gateway);
+        }
     }
 
     /// Everyone remembered.
@@ -110,7 +131,7 @@ impl Watchers {
                 name: watcher.name.clone(),
                 gateway: gateway.clone(),
                 confirmed_revision: watcher.confirmed_revision,
-                silent_ms: millis(now.saturating_duration_since(watcher.heard)),
+                silent_ms: millis(watcher.silence(now)),
             })
             .collect()
     }
@@ -129,7 +150,7 @@ impl Watchers {
 
     fn forget(&mut self, now: Instant) {
         let longest = self.lease + self.grace;
-        self.seen.retain(|_, watcher| now.saturating_duration_since(watcher.heard) <= longest);
+        self.seen.retain(|_, watcher| watcher.silence(now) <= longest);
     }
 }
 
@@ -181,10 +202,25 @@ mod tests {
         let mut watchers = Watchers::new(&config, t0);
         watchers.heard(t0, &says(1, 1)).unwrap();
         watchers.heard(t0, &says(2, 1)).unwrap();
-        watchers.left(&[2; 16]);
+        watchers.opened(&[2; 16]);
+        watchers.closed(t0, &[2; 16], true);
         let end = t0 + config.lease + config.grace;
         assert_eq!(watchers.status(end).len(), 1);
         assert_eq!(watchers.status(end + SECOND).len(), 0);
+    }
+
+    #[test]
+    fn a_gateway_with_an_open_stream_is_not_silent_and_one_that_changes_streams_does_not_say_goodbye() {
+        let t0 = Instant::now();
+        let mut watchers = Watchers::new(&WatchConfig::default(), t0);
+        watchers.heard(t0, &says(1, 5)).unwrap();
+        watchers.opened(&[1; 16]);
+        assert_eq!(watchers.status(t0 + 5_000 * SECOND)[0].silent_ms, 0);
+        watchers.opened(&[1; 16]);
+        watchers.closed(t0 + 5_000 * SECOND, &[1; 16], true);
+        assert_eq!(watchers.status(t0 + 5_001 * SECOND)[0].silent_ms, 0);
+        watchers.closed(t0 + 5_001 * SECOND, &[1; 16], false);
+        assert_eq!(watchers.status(t0 + 5_003 * SECOND)[0].silent_ms, 2_000);
     }
 
     #[test]

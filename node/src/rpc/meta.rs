@@ -1,8 +1,8 @@
 //! The gRPC service `Meta`: the watch of the meta state, and commands that other nodes pass on.
 //!
-//! The watch is served from what this node has on disk, with or without a quorum. A watcher answers every reply, keepalives
-//! included, with a [`WatchRequest`]: that is how the node knows it is there, and what it confirmed. Ending the request stream in
-//! order says goodbye.
+//! The watch is served from what this node has on disk, with or without a quorum. A gateway names itself in its first
+//! [`WatchRequest`] and confirms every state with another; while its stream is open it counts as there. Ending the request stream
+//! in order says goodbye; a connection that breaks does not.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -103,7 +103,9 @@ impl Meta for MetaService {
         self.parts.metrics.watches.inc();
         let open = self.parts.metrics.watches.clone();
         self.tasks.spawn(async move {
-            tokio::select! { () = end.cancelled() => {}, () = watch.serve() => {} }
+            let mut watch = watch;
+            let in_order = tokio::select! { () = end.cancelled() => false, in_order = watch.serve() => in_order };
+            watch.close(in_order);
             open.dec();
         });
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -128,42 +130,45 @@ struct Watch {
 }
 
 impl Watch {
-    /// Ends with either direction of the stream, or when the node keeps no state any more.
-    async fn serve(mut self) {
+    /// Ends with either direction of the stream, or when the node keeps no state any more; whether the watcher ended it in order.
+    async fn serve(&mut self) -> bool {
         let keepalive: Duration = self.watching.parts.config.watch.keepalive;
-        if !self.tell_state().await {
-            return;
-        }
-        loop {
-            tokio::select! {
+        let mut told = self.tell_state().await;
+        while told {
+            told = tokio::select! {
                 request = self.requests.message() => match request {
-                    Ok(Some(request)) => {
-                        if let Err(error) = self.watching.heard(&request) {
-                            let status = match error {
-                                WatchError::BadId => Status::invalid_argument(error.to_string()),
-                                WatchError::Full => Status::resource_exhausted(error.to_string()),
-                            };
-                            // The watcher is refused; if it is gone already, nobody is to be told.
-                            let _ = self.replies.send(Err(status)).await;
-                            return;
-                        }
-                        self.gateway = Some(request.gateway);
-                    }
-                    Ok(None) => {
-                        if let Some(gateway) = &self.gateway {
-                            self.watching.lock().left(gateway);
-                        }
-                        return;
-                    }
-                    Err(_) => return,
+                    Ok(Some(request)) => self.hear(request).await,
+                    Ok(None) => return true,
+                    Err(_) => false,
                 },
-                changed = self.kept.changed() => {
-                    if changed.is_err() || !self.tell_state().await {
-                        return;
-                    }
-                }
-                () = tokio::time::sleep(keepalive) => if !self.tell(None).await { return },
-            }
+                changed = self.kept.changed() => changed.is_ok() && self.tell_state().await,
+                () = tokio::time::sleep(keepalive) => self.tell(None).await,
+            };
+        }
+        false
+    }
+
+    /// Whether the watch goes on.
+    async fn hear(&mut self, request: WatchRequest) -> bool {
+        if let Err(error) = self.watching.heard(&request) {
+            let status = match error {
+                WatchError::BadId => Status::invalid_argument(error.to_string()),
+                WatchError::Full => Status::resource_exhausted(error.to_string()),
+            };
+            // The watcher is refused; if it is gone already, nobody is to be told.
+            let _ = self.replies.send(Err(status)).await;
+            return false;
+        }
+        if self.gateway.is_none() && !request.gateway.is_empty() {
+            self.watching.lock().opened(&request.gateway);
+            self.gateway = Some(request.gateway);
+        }
+        true
+    }
+
+    fn close(&self, in_order: bool) {
+        if let Some(gateway) = &self.gateway {
+            self.watching.lock().closed(self.watching.parts.clock.now(), gateway, in_order);
         }
     }
 
