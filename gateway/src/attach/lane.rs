@@ -548,10 +548,15 @@ impl Lane {
 
     /// A node says that it does not lead the shard, and perhaps who does.
     fn redirected(&mut self, shard: Shard, node: u64, redirect: queue::Redirect) {
+        let reachable = self.is_up(redirect.leader_node);
         let view = self.shards.entry(shard).or_default();
         if redirect.leader_node != 0 && redirect.leader_node != node && redirect.term >= view.term {
             // The term counts only once its leader says `Led`: an elected leader may not have applied its first entry.
             view.leader = Some(redirect.leader_node);
+            if !reachable {
+                // Whoever said so may be behind: the next replica is asked meanwhile.
+                view.turn += 1;
+            }
         } else if view.leader.is_none() || view.leader == Some(node) {
             view.leader = None;
             view.turn += 1;
@@ -617,9 +622,14 @@ impl Lane {
             return self.push_deliver(node, deliver_request::Kind::Returned(returned));
         };
         let sequence = Sequence::from_bytes(&delivery.sequence);
-        let (Some(message), true) = (delivery.message, sequence.is_some() || delivery.sequence.is_empty()) else {
+        let (Some(mut message), true) = (delivery.message, sequence.is_some() || delivery.sequence.is_empty()) else {
             return self.owe(node, cost_bytes);
         };
+        // Copies, because the originals keep the whole buffer alive that they were read into, beyond the bound of the credit.
+        message.message_id = Bytes::copy_from_slice(&message.message_id);
+        message.payload = Bytes::copy_from_slice(&message.payload);
+        // Nothing here asks for it.
+        message.registration_id = Bytes::new();
         entry.under_way_bytes += cost_bytes;
         entry.under_way_len += 1;
         let placed = Placed {

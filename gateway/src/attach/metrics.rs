@@ -68,3 +68,20 @@ impl AttachMetrics {
         self.deliveries.get_or_create(&FateLabel { fate }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instrument_is_registered_under_its_prefix() {
+        let mut registry = Registry::default();
+        AttachMetrics::default().register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(
+            text.lines().filter(|line| line.starts_with("# HELP")).all(|line| line.contains("martlet_gateway_attach_")),
+            "{text}"
+        );
+    }
+}

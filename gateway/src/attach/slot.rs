@@ -196,3 +196,46 @@ impl Drop for Attachment {
         self.lane.push(Order::End { attach: self.id, last: std::mem::take(&mut self.last) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use martlet_proto::cluster::queue::Message;
+
+    use super::*;
+
+    fn placed(term: u64, expires: Instant) -> Placed {
+        Placed { shard: Shard(3), term, sequence: None, expires, cost_bytes: 10, round: 1, message: Message::default() }
+    }
+
+    #[test]
+    fn a_queued_delivery_is_void_once_a_higher_term_of_its_shard_is_heard_of() {
+        #[expect(clippy::disallowed_methods, reason = "a starting point for arithmetic")]
+        let now = Instant::now();
+        let (lane, terms) = (Arc::new(Mailslot::default()), Arc::new(Terms::default()));
+        let attachment = Attachment::open(1, DeviceTag(7), Shard(3), lane, Arc::clone(&terms));
+        let second = Duration::from_secs(1);
+        terms.raise(Shard(3), 5);
+        terms.raise(Shard(4), 9);
+        assert_eq!(attachment.check(&placed(5, now + second), now), Ok(()));
+        assert_eq!(attachment.check(&placed(5, now), now), Ok(()));
+        assert_eq!(attachment.check(&placed(5, now), now + second), Err(Unfit::Expired));
+        terms.raise(Shard(3), 6);
+        terms.raise(Shard(3), 2);
+        assert_eq!(attachment.check(&placed(5, now + second), now), Err(Unfit::Void));
+    }
+
+    #[test]
+    fn dropping_an_attachment_tells_the_lane_its_end_and_the_acks_left() {
+        let lane = Arc::new(Mailslot::default());
+        let open = || Attachment::open(1, DeviceTag(7), Shard(3), Arc::clone(&lane), Arc::default());
+        drop(open());
+        let last = Acks { sequences: vec![Sequence { incarnation: 0, index: 1, position: 0 }], message_ids: vec![] };
+        open().end(last.clone());
+        let orders = lane.take();
+        assert!(matches!(&orders[1], Order::End { attach: 1, last } if last.is_empty()));
+        assert!(matches!(&orders[3], Order::End { attach: 1, last: left } if *left == last));
+        assert_eq!(orders.len(), 4);
+    }
+}

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use martlet_proto::mcs::frame::{Decoder, Frame, FrameError};
 use rand::Rng;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -299,12 +299,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         tokio::time::timeout(timeout, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Takes bytes until there are no more.
+    fn poll_throw_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; READ_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// Ends the stream so that what was written arrives.
     async fn end(mut self) {
         let end = async {
             if self.stream.shutdown().await.is_ok() {
-                let mut thrown_away = [0; 512];
-                while self.stream.read(&mut thrown_away).await.is_ok_and(|len| len > 0) {}
+                poll_fn(|cx| self.poll_throw_away(cx)).await;
             }
         };
         // The peer has had its time.

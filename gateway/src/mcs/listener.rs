@@ -101,8 +101,10 @@ impl Mcs {
         }
         self.metrics.connections.inc();
         self.tune(&socket);
-        match tokio::time::timeout(self.config.handshake_timeout, acceptor.accept(socket)).await {
-            Ok(Ok(stream)) => conn::serve(&self, stream, drain).await,
+        // Boxed, as the session's: what only the handshake or the login needs is not to be paid for the life of a connection.
+        let handshake = Box::pin(acceptor.accept(socket));
+        match tokio::time::timeout(self.config.handshake_timeout, handshake).await {
+            Ok(Ok(stream)) => conn::serve(&self, Box::new(stream), drain).await,
             Ok(Err(_)) | Err(_) => {
                 self.metrics.handshakes_failed.inc();
             }

@@ -91,3 +91,20 @@ impl McsMetrics {
         self.closes.get_or_create(&CloseLabel { reason }).inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instrument_is_registered_under_its_prefix() {
+        let mut registry = Registry::default();
+        McsMetrics::default().register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(
+            text.lines().filter(|line| line.starts_with("# HELP")).all(|line| line.contains("martlet_gateway_mcs_")),
+            "{text}"
+        );
+    }
+}

@@ -177,6 +177,25 @@ fn a_redirect_is_followed_at_once_and_a_refusal_tried_again_later() {
 }
 
 #[test]
+fn a_redirect_to_a_node_out_of_reach_makes_the_next_replica_be_asked() {
+    let mut now = start();
+    let mut lane = lane(AttachConfig::default());
+    lane.link_up(A, now);
+    lane.link_up(B, now);
+    lane.open(7, DeviceTag(70), SHARD);
+    lane.attach(7, now);
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        let ask = asks(&settle(&mut lane, &mut now, 5_000))[0].clone();
+        asked.push(ask.0);
+        lane.control(ask.0, refused(7, attach_refused::Why::Redirect(redirect(99, 4))), now);
+    }
+    assert_eq!(asked, [A, B, A]);
+    lane.link_up(99, now);
+    assert_eq!(asks(&settle(&mut lane, &mut now, 5_000))[0].0, 99);
+}
+
+#[test]
 fn a_node_that_knows_no_leader_makes_the_next_replica_be_asked() {
     let mut now = start();
     let mut lane = lane(AttachConfig::default());

@@ -83,6 +83,11 @@ struct Gateway {
 
 impl Gateway {
     async fn start(node: &FakeNode, config: McsConfig) -> Self {
+        Self::start_as(7, node, config).await
+    }
+
+    /// As the gateway of this name.
+    async fn start_as(name: u8, node: &FakeNode, config: McsConfig) -> Self {
         let map = ShardMap {
             count: ShardCount::new(1).unwrap(),
             nodes: vec![NODE],
@@ -93,7 +98,7 @@ impl Gateway {
         let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
         let attach = AttachConfig { retry_min: Duration::from_millis(10), ..AttachConfig::default() };
         let (clock, attach_metrics) = (Arc::new(SystemClock), Arc::new(AttachMetrics::default()));
-        let attachments = Attachments::start(&attach, [7; 16], routes, clock.clone(), attach_metrics, &stop);
+        let attachments = Attachments::start(&attach, [name; 16], routes, clock.clone(), attach_metrics, &stop);
         let metrics = Arc::new(McsMetrics::default());
         let (certificate, tls) = certificate();
         let mcs = Mcs::new(config, keys.clone(), Arc::new(OpenDoor), attachments.clone(), clock, Arc::clone(&metrics));
@@ -388,6 +393,20 @@ async fn mc_15_core_a_second_login_takes_the_queue_over_and_the_first_is_told_to
     node.enqueue(gateway.tag(1), message(2));
     assert_eq!(second.data().await.persistent_id, id(2));
     assert_eq!(gateway.metrics.sessions.get(), 1);
+}
+
+#[tokio::test]
+async fn mc_15_core_a_login_at_another_gateway_takes_over_and_an_old_session_does_not_come_back() {
+    let node = FakeNode::start().await;
+    let one = Gateway::start_as(1, &node, McsConfig::default()).await;
+    let other = Gateway::start_as(2, &node, McsConfig::default()).await;
+    let mut first = one.device(1).await;
+    eventually("it is attached", || node.is_attached(one.tag(1))).await;
+    let mut second = other.device(1).await;
+    assert_eq!(first.next().await, Some(Stanza::Close));
+    assert_eq!(first.next().await, None);
+    node.enqueue(other.tag(1), message(1));
+    assert_eq!(second.data().await.persistent_id, id(1));
 }
 
 #[tokio::test]
