@@ -110,8 +110,7 @@ impl Dedupe {
         }
         for _ in 0..FORGET_SECONDS_MAX {
             let Some(oldest) = self.seconds.first_entry() else { break };
-            // What was answered in this second was first tried at its end and the allowance at the latest.
-            if *oldest.key() == second || (oldest.key() + 1) * 1000 + AHEAD_MAX_MS > floor_ms {
+            if *oldest.key() == second || last_try_ms(*oldest.key()) > floor_ms {
                 break;
             }
             let (gone, ids) = oldest.remove_entry();
@@ -155,7 +154,7 @@ pub(super) fn admit(
         Timely::Yes => None,
         Timely::Late => Some(refused(Refusal::ExpiredOperation)),
         Timely::Early => {
-            // It would be in time later: barred, so that the refusal stays true.
+            // It would be in time later: barred, so that the refusal stays true (for the window; no gateway tries longer).
             draft.answered.learn(id, None);
             Some(refused(Refusal::ExpiredOperation))
         }
@@ -188,6 +187,11 @@ pub(super) fn resolve(
     Answer { kind: Some(Kind::Resolved(Box::new(Resolved { answer: answer.map(Box::new) }))) }
 }
 
+/// When what was answered in this second was first tried, at the latest.
+fn last_try_ms(second: u64) -> u64 {
+    second.saturating_add(1).saturating_mul(1000).saturating_add(AHEAD_MAX_MS)
+}
+
 enum Timely {
     Yes,
     Late,
@@ -201,7 +205,7 @@ fn timely(draft: &mut Draft<'_>, first_try_ms: u64, window_ms: u64) -> Timely {
     draft.shard.dedupe_floor_ms = floor_ms;
     if first_try_ms < floor_ms {
         Timely::Late
-    } else if first_try_ms > now_ms + AHEAD_MAX_MS {
+    } else if first_try_ms > now_ms.saturating_add(AHEAD_MAX_MS) {
         Timely::Early
     } else {
         Timely::Yes

@@ -108,6 +108,26 @@ fn a_device_over_its_stored_bytes_is_refused_and_keeps_what_it_has() {
     assert_eq!(shard.mailbox().len(), 2);
 }
 
+/// Today's behaviour, until collapse keys collapse: H101 wants the second alone.
+#[test]
+fn two_waiting_messages_of_one_collapse_key_both_wait_for_keys_do_not_collapse_yet() {
+    let mut shard = Shard::new();
+    let app = shard.register(instance(IID, 1));
+    for _ in 0..2 {
+        shard.operation(Kind::Enqueue(Enqueue { collapse_key: "score".into(), ..message(&app) }));
+    }
+    assert_eq!(shard.mailbox().len(), 2);
+}
+
+#[test]
+fn a_message_without_limits_stamped_by_a_leader_is_malformed() {
+    let mut shard = Shard::new();
+    let app = shard.register(instance(IID, 1));
+    let operation = Some(shard.tried_now(Kind::Enqueue(message(&app))));
+    let applied = shard.one(command::Kind::Stamped(Stamped { operation, ..Default::default() }));
+    assert_eq!(applied.answers[0].as_ref().and_then(refusal), Some(Refusal::Malformed));
+}
+
 #[test]
 fn what_is_malformed_is_answered_so_and_does_not_stop_the_shard() {
     let mut shard = Shard::new();
