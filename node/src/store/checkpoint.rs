@@ -1,7 +1,10 @@
 //! The checkpoint: what the memtables hold goes to sled, for all due shards in one cycle, wholly or not at all.
 //!
-//! 1. The memtables of the shards that are due are frozen. 2. Their physical changes go to the redo file; it and its name are
-//! synced. 3. The changes go to sled in small batches, each shard's head last. 4. sled is made durable. 5. The redo file goes.
+//! 1. The memtables of the shards that are due are frozen.
+//! 2. Their physical changes go to the redo file; it and its name are synced.
+//! 3. The changes go to sled in small batches, each shard's head last.
+//! 4. sled is made durable.
+//! 5. The redo file goes.
 //! 6. The frozen levels are dropped, and the log may be purged to the new index.
 //!
 //! Until 2 is done an error only puts the frozen levels back. From 3 on the redo file makes up for whatever sled did: one that

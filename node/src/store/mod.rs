@@ -73,8 +73,8 @@ pub struct Store {
     damaged: BTreeMap<u64, String>,
     // Locked in this order.
     cycle: Mutex<Cycle>,
-    shards: Mutex<BTreeMap<u64, Arc<ShardStore>>>,
     orphans: Mutex<Vec<Orphan>>,
+    shards: Mutex<BTreeMap<u64, Arc<ShardStore>>>,
 }
 
 impl Store {

@@ -74,14 +74,16 @@ impl Store {
         cycle.usable()?;
         // No redo file may outlive the head that makes it obsolete.
         clear_redo(&*self.disk, &self.redo_path)?;
-        let open = self.shards.lock().expect("no panic under this lock").remove(&replica);
-        if let Some(shard) = open {
+        let mut orphans = self.orphans.lock().expect("no panic under this lock");
+        // Held until the head says it, so that nobody opens the replica meanwhile.
+        let mut shards = self.shards.lock().expect("no panic under this lock");
+        if let Some(shard) = shards.remove(&replica) {
             shard.abandon();
         }
         let head = Head { dropped: true, generation: 1, seal: None };
         let written = self.engine.batch(&[head.put(replica)]).and_then(|()| self.engine.make_durable());
         written.map_err(|error| cycle.fail(&error.into()))?;
-        self.orphans.lock().expect("no panic under this lock").push(rows_of(replica));
+        orphans.push(rows_of(replica));
         Ok(())
     }
 

@@ -52,14 +52,9 @@ impl SledEngine {
     fn refuse_blobs(&self) -> Result<(), EngineError> {
         let blobs = self.dir.join("blobs");
         let failed = |e: io::Error| EngineError { doing: "list", path: blobs.clone(), what: e.to_string() };
-        for entry in fs::read_dir(&blobs).map_err(failed)? {
-            return Err(EngineError {
-                doing: "accept",
-                path: entry.map_err(failed)?.path(),
-                what: "sled never syncs such files".into(),
-            });
-        }
-        Ok(())
+        let Some(entry) = fs::read_dir(&blobs).map_err(failed)?.next() else { return Ok(()) };
+        let path = entry.map_err(failed)?.path();
+        Err(EngineError { doing: "accept", path, what: "sled never syncs such files".into() })
     }
 }
 

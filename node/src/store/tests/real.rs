@@ -135,7 +135,7 @@ fn sled_writes_no_file_of_its_own_for_full_leaves_and_large_values() {
         let writes: BTreeMap<u16, Write> = (0..60)
             .map(|_| {
                 let name: u16 = rng.random();
-                let len = if name % 16 == 0 { 100_000 } else { 6 * 1024 };
+                let len = if name.is_multiple_of(16) { 100_000 } else { 6 * 1024 };
                 let key = Bytes::from([&name.to_be_bytes()[..], &[b'k'; 300]].concat());
                 (name, Write::Put { key, value: vec![index as u8; len].into(), fresh: false })
             })
