@@ -154,7 +154,7 @@ pub(super) fn admit(
         Timely::Yes => None,
         Timely::Late => Some(refused(Refusal::ExpiredOperation)),
         Timely::Early => {
-            // It would be in time later: barred, so that the refusal stays true (for the window; no gateway tries longer).
+            // It would be in time later: barred, so that the refusal stays true while any gateway still tries.
             draft.answered.learn(id, None);
             Some(refused(Refusal::ExpiredOperation))
         }

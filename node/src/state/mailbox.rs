@@ -1,7 +1,7 @@
 //! A device's mailbox: what waits for it, in the order of the sequences.
 //!
 //! Owns how a row comes in and how it leaves: the message, its place in the expiry index, its fate in the counters, the
-//! effect. Every way out goes through [`drop_row`], so none can forget one of them. A notice is no message: it has no fate.
+//! effect. Every way out goes through `drop_row`, so none can forget one of them. A notice is no message: it has no fate.
 
 use std::sync::Arc;
 
