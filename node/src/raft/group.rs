@@ -1,14 +1,37 @@
 //! A running Raft group, as the rest of the node sees it.
+//!
+//! Left out for now: of design.md section 4, a node that dropped a drain may also vote once every voter of the group has
+//! answered it, and then only for a log at least as new as the newest of them; here it waits for a leader (a sole voter goes
+//! on), so a group of which a majority dropped drains at once has to be looked at. The ask-first rule that elects at once
+//! when connections to a leader close. Snapshots between nodes: so the log is purged only to where every replica is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
+use openraft::{
+    Instant as _, ReadPolicy, ServerState,
+    async_runtime::watch::WatchReceiver,
+    errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError},
+};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    machine::{Machine, Reply},
+    client::Clients,
+    local::Local,
+    machine::{Applier, Machine, Reply},
     network::Network,
     settings::RaftSettings,
+    storage::Storage,
+    types::{Command, Raft, Types},
+    watcher,
 };
 use crate::{
     clock::Clock,
@@ -118,47 +141,101 @@ pub struct GroupStatus {
     pub voters: BTreeMap<u64, Member>,
 }
 
-/// Handle of a running group; cloning gives another handle.
-#[derive(Clone, Debug)]
+/// Handle of a running group; cloning gives another handle. The group runs until [`Group::shutdown`], also without handles.
+#[derive(Clone)]
 pub struct Group {
-    group: GroupId,
+    local: Arc<Local>,
+    raft: Raft,
+    network: Network,
+    settings: RaftSettings,
     leadership: watch::Receiver<Leadership>,
     stopped: watch::Receiver<Option<String>>,
+    /// Term whose leadership was handed over: its lease is not worth anything any more.
+    given_up: Arc<AtomicU64>,
+    ending: CancellationToken,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("local", &self.local).finish_non_exhaustive()
+    }
 }
 
 impl Group {
     /// Starts this node's replica: replays what the machine has not applied, then takes part.
-    #[expect(clippy::unused_async, reason = "filled in next")]
+    ///
+    /// A replica that was here before neither votes nor campaigns for one election maximum: it may have promised a leader its
+    /// lease. If the log dropped a drain it waits for a leader to catch it up. A sole voter goes on at once.
     pub async fn start(
         config: GroupConfig,
         log: &Log,
         machine: Box<dyn Machine>,
         network: &Network,
     ) -> Result<Group, GroupError> {
-        let _ = (log, machine, network);
-        let (_, leadership) = watch::channel(Leadership::default());
-        let (_, stopped) = watch::channel(None);
-        Ok(Group { group: config.group, leadership, stopped })
+        let GroupConfig { group, replica, settings, .. } = config;
+        let failed = |what: String| GroupError { group, what };
+        let log = log.group(group);
+        let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
+        let (led_tx, led) = watch::channel(0);
+        let applier = Applier::new(machine, replica, log.clone(), led_tx).map_err(|e| failed(e.to_string()))?;
+        let local = Arc::new(Local::new(group, replica, log.clone(), !fresh));
+        let openraft = settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?;
+        let clients = Clients { network: network.clone(), local: local.clone() };
+        let raft = Raft::new(replica, Arc::new(openraft), clients, Storage(log.clone()), applier)
+            .await
+            .map_err(|e| failed(format!("replica {replica} cannot start: {e}")))?;
+        // Set here only, once.
+        let _ = local.raft.set(raft.clone());
+        network.register(local.clone());
+
+        let ending = CancellationToken::new();
+        let (leadership, stopped) = watcher::follow(network, &local, &raft, led, &settings, ending.clone());
+        Ok(Group {
+            local,
+            raft,
+            network: network.clone(),
+            settings,
+            leadership,
+            stopped,
+            given_up: Arc::default(),
+            ending,
+        })
     }
 
     /// Which group.
     pub fn id(&self) -> GroupId {
-        self.group
+        self.local.group
+    }
+
+    /// This node's replica.
+    pub fn replica(&self) -> u64 {
+        self.local.replica
     }
 
     /// Makes these replicas the first voters. Once in the life of a group, on one or all of them with the same members; a
     /// group that has begun is left as it is and `false` is returned.
-    #[expect(clippy::unused_async, reason = "filled in next")]
     pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<bool, GroupError> {
-        let _ = members;
-        Ok(false)
+        match self.raft.initialize(members).await {
+            Ok(()) => Ok(true),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
+            Err(e) => Err(GroupError { group: self.id(), what: format!("cannot be created: {e}") }),
+        }
     }
 
-    /// Proposes an entry and waits until it is applied here.
-    #[expect(clippy::unused_async, reason = "filled in next")]
+    /// Proposes an entry and waits until it is applied here. Cancelled, the entry may be applied or not.
     pub async fn propose(&self, payload: Bytes) -> Result<Reply, ProposeError> {
-        let _ = payload;
-        Err(ProposeError::NotLeader { leader: None, term: 0 })
+        match self.raft.client_write(Command(payload)).await {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                let (leader, term) = self.forward(&forward);
+                Err(ProposeError::NotLeader { leader, term })
+            }
+            Err(RaftError::APIError(e)) => {
+                tracing::debug!(group = %self.id(), error = %e, "the outcome of a proposal is not known");
+                Err(ProposeError::Unknown)
+            }
+            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Stopped(fatal.to_string())),
+        }
     }
 
     /// Who leads, and every change of it.
@@ -168,19 +245,52 @@ impl Group {
 
     /// Confirms with a quorum that this replica leads, and waits until everything committed before is applied. Returns the
     /// index that reads then see at least.
-    #[expect(clippy::unused_async, reason = "filled in next")]
     pub async fn read_barrier(&self) -> Result<u64, ReadError> {
-        Err(ReadError::NotLeader { leader: None, term: 0 })
+        let barrier = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(barrier) => barrier,
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                let (leader, term) = self.forward(&forward);
+                return Err(ReadError::NotLeader { leader, term });
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                return Err(ReadError::NotLeader { leader: None, term: self.leadership.borrow().term });
+            }
+            Err(RaftError::Fatal(fatal)) => return Err(ReadError::Stopped(fatal.to_string())),
+        };
+        let reached = barrier.await_ready(&self.raft).await.map_err(|fatal| ReadError::Stopped(fatal.to_string()))?;
+        Ok(reached.read_log_id().index())
     }
 
-    /// Whether no other replica can lead at this moment: a quorum answered less than the election minimum ago.
+    /// Whether no other replica can lead at this moment: a quorum has answered something that was sent less than the election
+    /// minimum ago (no voter of it votes before the election maximum). The gap between the two is the margin for clocks.
     pub fn lease_valid(&self) -> bool {
-        false
+        let leadership = *self.leadership.borrow();
+        if !leadership.is_leader || self.given_up.load(Ordering::SeqCst) >= leadership.term {
+            return false;
+        }
+        let metrics = self.raft.data_metrics();
+        let acked = metrics.borrow_watched().last_quorum_acked;
+        acked.is_some_and(|at| at.elapsed() < self.settings.election_min)
     }
 
     /// For operators.
     pub fn status(&self) -> GroupStatus {
-        GroupStatus::default()
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched().clone();
+        let index = |at: Option<super::types::LogId>| at.map_or(0, |at| at.index());
+        let membership = metrics.membership_config.membership();
+        let voters = membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect();
+        GroupStatus {
+            replica: self.local.replica,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: index(metrics.last_applied),
+            committed_index: index(metrics.local_committed),
+            purged_index: index(metrics.purged),
+            stopped: self.stopped.borrow().clone(),
+            voters,
+        }
     }
 
     /// Becomes `Some(why)` when the group stops on this node, by an error or [`Group::shutdown`].
@@ -188,32 +298,101 @@ impl Group {
         self.stopped.clone()
     }
 
-    /// Highest index that every replica is known to have on disk; 0 when this replica does not lead.
+    /// Highest index that every replica is known to have on disk. A leader knows it; others know what it told them.
     pub fn replicated_everywhere(&self) -> u64 {
-        0
+        self.local.everywhere()
     }
 
-    /// Lets the log forget entries up to `index`, which a checkpoint covers and every replica has.
-    #[expect(clippy::unused_async, reason = "filled in next")]
-    pub async fn purge_upto(&self, index: u64) -> Result<(), GroupError> {
-        let _ = index;
-        Ok(())
+    /// Lets the log forget what a checkpoint up to `index` covers and every replica has, but for the newest
+    /// [`RaftSettings::kept_entries`]. Returns the index up to which it may forget; 0 when there is nothing.
+    pub async fn purge_upto(&self, index: u64) -> Result<u64, GroupError> {
+        let failed = |what: String| GroupError { group: self.id(), what: format!("cannot be purged: {what}") };
+        let upto = index.min(self.replicated_everywhere()).saturating_sub(self.settings.kept_entries);
+        if upto == 0 || self.local.log.purged().is_some_and(|purged| purged.index >= upto) {
+            return Ok(upto);
+        }
+        // openraft never purges beyond what it takes for its snapshot.
+        let mut metrics = self.raft.data_metrics();
+        if metrics.borrow_watched().snapshot.is_none_or(|at| at.index() < upto) {
+            self.raft.trigger().snapshot().await.map_err(|e| failed(e.to_string()))?;
+            while metrics.borrow_watched().snapshot.is_none_or(|at| at.index() < upto) {
+                metrics.changed().await.map_err(|_| failed("the group has stopped".to_owned()))?;
+            }
+        }
+        self.raft.trigger().purge_log(upto).await.map_err(|e| failed(e.to_string()))?;
+        Ok(upto)
     }
 
-    /// Hands leadership to a caught-up voter, if there is one; returns who was asked. Best effort.
-    #[expect(clippy::unused_async, reason = "filled in next")]
+    /// Hands leadership to a caught-up voter that answered lately, if there is one; returns who was asked. Best effort: the
+    /// leadership watch tells how it went.
     pub async fn step_down(&self) -> Result<Option<u64>, GroupError> {
-        Ok(None)
+        let Some(to) = self.successor() else { return Ok(None) };
+        self.transfer_leader(to).await?;
+        Ok(Some(to))
     }
 
-    /// Hands leadership to this replica; refused unless it is a voter and caught up.
-    #[expect(clippy::unused_async, reason = "filled in next")]
+    /// Hands leadership to this replica; refused unless it is a voter, caught up, and answered lately: a transfer that fails
+    /// leaves the group without a leader for an election.
     pub async fn transfer_leader(&self, to: u64) -> Result<(), GroupError> {
-        let _ = to;
-        Ok(())
+        let failed = |what: String| GroupError { group: self.id(), what };
+        if !self.caught_up_voters().contains(&to) {
+            return Err(failed(format!("replica {to} is not ready to lead")));
+        }
+        self.given_up.fetch_max(self.leadership.borrow().term, Ordering::SeqCst);
+        self.raft.trigger().transfer_leader(to).await.map_err(|e| failed(e.to_string()))
     }
 
     /// Stops the replica; it can be started again.
-    #[expect(clippy::unused_async, reason = "filled in next")]
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        self.network.deregister(&self.local);
+        if let Err(e) = self.raft.shutdown().await {
+            tracing::warn!(group = %self.id(), error = %e, "the group did not end in order");
+        }
+        self.ending.cancel();
+    }
+
+    fn successor(&self) -> Option<u64> {
+        self.caught_up_voters().first().copied()
+    }
+
+    /// Voters that this leader could hand over to, the most advanced first.
+    fn caught_up_voters(&self) -> Vec<u64> {
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let (Some(replication), Some(heartbeat)) = (&metrics.replication, &metrics.heartbeat) else {
+            return Vec::new();
+        };
+        let last = metrics.last_log.map_or(0, |at| at.index());
+        let lately = |id: &u64| {
+            let heard = heartbeat.get(id).copied().flatten();
+            heard.is_some_and(|at| at.elapsed() < self.settings.election_min)
+        };
+        let matched = |id: &u64| replication.get(id).copied().flatten().map_or(0, |at| at.index());
+        let mut ready: Vec<u64> = membership
+            .voter_ids()
+            .filter(|id| *id != self.local.replica && lately(id))
+            .filter(|id| matched(id) + super::settings::TRANSFER_LAG >= last)
+            .collect();
+        ready.sort_by_key(|id| std::cmp::Reverse(matched(id)));
+        ready
+    }
+
+    fn forward(&self, forward: &ForwardToLeader<Types>) -> (Option<u64>, u64) {
+        (forward.leader_id.filter(|id| *id != self.local.replica), self.leadership.borrow().term)
+    }
+}
+
+/// How this replica stands, by openraft's metrics.
+pub(super) fn leadership(raft: &Raft, replica: u64, led: u64) -> Leadership {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    let vote = super::types::plain_vote(&metrics.vote);
+    let is_leader = metrics.state == ServerState::Leader && vote.committed && vote.replica == replica;
+    Leadership {
+        term: vote.term,
+        leader: metrics.current_leader,
+        is_leader,
+        first_applied: is_leader && led == vote.term,
+    }
 }

@@ -1,5 +1,7 @@
 //! How a node reaches its peers: the seam at which tests cut links and TLS is put in.
 
+pub mod cuttable;
+
 use std::{fmt, io};
 
 use futures::future::BoxFuture;

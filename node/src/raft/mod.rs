@@ -1,18 +1,31 @@
 //! Where openraft begins and ends: no other module names its types.
+//!
+//! A [`Group`] is a running replica: proposals in, entries applied to its [`Machine`], leadership told. Its log is the node's
+//! ([`storage`] over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): [`client`] asks peers,
+//! [`service`] answers them, [`line`] carries both, [`links`] is where connections are made and tests cut them.
 
+mod client;
 mod encode;
 mod group;
-mod links;
+mod line;
+pub mod links;
+mod local;
 mod machine;
 mod network;
+mod service;
 mod settings;
 mod storage;
 mod types;
+mod watcher;
+
+#[cfg(test)]
+mod tests;
 
 pub use group::{Group, GroupConfig, GroupError, GroupStatus, Leadership, Member, ProposeError, ReadError};
 pub use links::{DirectLinks, Links, Wire};
 pub use machine::{Machine, MachineError, Reply};
-pub use network::{Network, RaftService};
+pub use network::Network;
+pub use service::RaftService;
 pub use settings::RaftSettings;
 
 pub use crate::log::{GroupId, Index};

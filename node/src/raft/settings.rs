@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
+use openraft::{Config, ConfigError, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
+
+use crate::log::GroupId;
+
+/// Entries that a follower may lack and still be handed leadership: it gets them before it campaigns.
+pub(super) const TRANSFER_LAG: u64 = 64;
 
 /// Timers and bounds of every group of a node; the same on all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +29,8 @@ pub struct RaftSettings {
     pub election_max: Duration,
     /// Most entries in one append between nodes.
     pub append_entries_max: u64,
-    /// Entries kept behind a checkpoint, so that a slow follower needs no snapshot.
+    /// Entries kept behind the purge point that would be possible: a replica that dropped the end of its log finds them.
+    /// More costs disk.
     pub kept_entries: u64,
 }
 
@@ -35,7 +42,45 @@ impl Default for RaftSettings {
             election_min: Duration::from_millis(900),
             election_max: Duration::from_millis(1500),
             append_entries_max: 256,
-            kept_entries: 10_000,
+            kept_entries: 1_000,
         }
+    }
+}
+
+impl RaftSettings {
+    /// openraft's configuration. Snapshots and purges are never its own idea; a quiet replica does not campaign yet.
+    pub(super) fn openraft(&self, group: GroupId, campaigns: bool) -> Result<Config, ConfigError> {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let config = Config {
+            cluster_name: group.to_string(),
+            heartbeat_interval: ms(self.heartbeat),
+            heartbeat_min_interval: Some(ms(self.heartbeat_min)),
+            election_timeout_min: ms(self.election_min),
+            election_timeout_max: ms(self.election_max),
+            enable_elect: campaigns,
+            enable_pre_vote: Some(true),
+            max_payload_entries: self.append_entries_max,
+            max_append_entries: Some(self.append_entries_max),
+            api_batch_linger_ms: 0,
+            snapshot_policy: SnapshotPolicy::Never,
+            // Would purge by itself, beyond checkpoints and followers: see `Group::purge_upto`.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            replication_lag_threshold: u64::MAX,
+            install_snapshot_timeout: 60_000,
+            enable_leader_restore: Some(false),
+            allow_log_reversion: Some(false),
+            ..Config::default()
+        };
+        config.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert!(RaftSettings::default().openraft(GroupId::META, true).is_ok());
     }
 }

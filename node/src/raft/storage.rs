@@ -135,7 +135,10 @@ mod tests {
 
     /// Applies nothing and remembers how far it came.
     #[derive(Clone, Default)]
-    struct Follower(Arc<Mutex<(Option<LogId>, StoredMembership, Option<Meta>)>>);
+    struct Follower(Arc<Mutex<Applied>>);
+
+    /// How far, under which membership, and the newest snapshot.
+    type Applied = (Option<LogId>, StoredMembership, Option<Meta>);
 
     type Meta = openraft::type_config::alias::SnapshotMetaOf<Types>;
     type Snap = openraft::type_config::alias::SnapshotOf<Types, ()>;

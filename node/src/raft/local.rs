@@ -1,0 +1,106 @@
+//! One group on this node, as its network sees it: what peers may ask of it, and what it may tell them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use openraft::async_runtime::watch::WatchReceiver;
+
+use super::types::{LogId, Raft, Vote, log_id, vote};
+use crate::log::{GroupId, GroupLog};
+
+/// Shared by the group's handle, its clients to peers, and the service that peers call.
+pub(super) struct Local {
+    pub(super) group: GroupId,
+    pub(super) replica: u64,
+    pub(super) log: GroupLog,
+    /// Set once, when the group runs.
+    pub(super) raft: OnceLock<Raft>,
+    /// Neither votes nor campaigns: it restarted just now, or dropped a drain and is not caught up.
+    pub(super) quiet: AtomicBool,
+    /// Every replica has the log up to here on disk, as some leader said.
+    everywhere: AtomicU64,
+    /// Replicas that may lose what they had once, and the term in which that was allowed.
+    reverts: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local").field("group", &self.group).field("replica", &self.replica).finish_non_exhaustive()
+    }
+}
+
+impl Local {
+    pub(super) fn new(group: GroupId, replica: u64, log: GroupLog, quiet: bool) -> Local {
+        Local {
+            group,
+            replica,
+            log,
+            raft: OnceLock::new(),
+            quiet: AtomicBool::new(quiet),
+            everywhere: AtomicU64::new(0),
+            reverts: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::SeqCst)
+    }
+
+    /// The newest vote, as a refusal carries it.
+    pub(super) fn own_vote(&self) -> Vote {
+        self.log.vote().map_or_else(|| Vote::new(0, self.replica), vote)
+    }
+
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.log.last().map(log_id)
+    }
+
+    /// Highest index that every replica has on disk: of a leader by what it has seen, else by what the last leader said.
+    pub(super) fn everywhere(&self) -> u64 {
+        if let Some(index) = self.raft.get().and_then(|raft| replicated_everywhere(raft, self.replica)) {
+            self.hear_everywhere(index);
+        }
+        self.everywhere.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn hear_everywhere(&self, index: u64) {
+        self.everywhere.fetch_max(index, Ordering::SeqCst);
+    }
+
+    /// The replica dropped a drain: lets openraft send again what it once acknowledged. Without this the leader's group would
+    /// stop at the contradiction.
+    pub(super) async fn allow_revert(&self, target: u64, term: u64) -> bool {
+        let Some(raft) = self.raft.get() else { return false };
+        let allowed = matches!(raft.trigger().allow_next_revert(&target, true).await, Ok(Ok(())));
+        if allowed {
+            self.reverts().insert(target, term);
+        }
+        allowed
+    }
+
+    pub(super) fn revert_allowed(&self, target: u64, term: u64) -> bool {
+        self.reverts().get(&target) == Some(&term)
+    }
+
+    fn reverts(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.reverts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// As a leader knows it; `None` when it does not lead.
+fn replicated_everywhere(raft: &Raft, replica: u64) -> Option<u64> {
+    let membership = raft.server_metrics().borrow_watched().membership_config.clone();
+    let metrics = raft.data_metrics();
+    let metrics = metrics.borrow_watched();
+    let replication = metrics.replication.as_ref()?;
+    let others = membership.nodes().map(|(id, _)| *id).filter(|id| *id != replica);
+    let matched = others.map(|id| replication.get(&id).copied().flatten().map_or(0, |at| at.index()));
+    // Its own log is on disk at least as far as it is committed by itself or others; applied is what may be purged anyway.
+    let own = metrics.last_applied.map_or(0, |at| at.index());
+    Some(matched.min().map_or(own, |least| least.min(own)))
+}

@@ -1,0 +1,397 @@
+//! Groups of three nodes in one process, over real connections on loopback and disks that forget.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use super::{links::cuttable::Wiring, *};
+use crate::{
+    clock::SystemClock,
+    disk::forgetful::ForgetfulDisk,
+    log::{Log, LogConfig},
+};
+
+const GROUP: GroupId = GroupId(1);
+/// A test that waits this long has failed; none asserts how long something takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Remembers what it applied; forgets it with the process.
+#[derive(Debug, Default)]
+struct Seen {
+    applied: Vec<Bytes>,
+    mark: Option<Bytes>,
+    leading: Option<u64>,
+}
+
+struct Counter(Arc<Mutex<Seen>>);
+
+impl Machine for Counter {
+    fn mark(&self) -> Option<Bytes> {
+        self.0.lock().unwrap().mark.clone()
+    }
+
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
+        if payload == b"refuse" {
+            return Err(MachineError { at, what: "asked to".to_owned() });
+        }
+        let mut seen = self.0.lock().unwrap();
+        seen.applied.push(Bytes::copy_from_slice(payload));
+        seen.mark = Some(mark);
+        Ok(Reply::Shard(vec![None; seen.applied.len()]))
+    }
+
+    fn advance(&mut self, _: Index, mark: Bytes) -> Result<(), MachineError> {
+        self.0.lock().unwrap().mark = Some(mark);
+        Ok(())
+    }
+
+    fn leading(&mut self, term: Option<u64>) {
+        self.0.lock().unwrap().leading = term;
+    }
+}
+
+fn settings() -> RaftSettings {
+    RaftSettings {
+        heartbeat: Duration::from_millis(100),
+        heartbeat_min: Duration::from_millis(80),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(1000),
+        kept_entries: 0,
+        ..RaftSettings::default()
+    }
+}
+
+struct Node {
+    id: u64,
+    disk: ForgetfulDisk,
+    log: Log,
+    network: Network,
+    group: Group,
+    seen: Arc<Mutex<Seen>>,
+    serving: JoinSet<()>,
+}
+
+impl Node {
+    async fn start(id: u64, address: SocketAddr, disk: ForgetfulDisk, wiring: &Wiring) -> Node {
+        let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
+        let (log, _) = Log::open(config, Arc::new(disk.clone())).unwrap();
+        let network = Network::new(id, wiring.of(id));
+        let listener = loop {
+            // The port may still be closing after a restart.
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let mut serving = JoinSet::new();
+        let server = Server::builder().add_service(network.server());
+        serving.spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
+        let seen = Arc::<Mutex<Seen>>::default();
+        let config = GroupConfig { group: GROUP, replica: id * 10, settings: settings(), clock: Arc::new(SystemClock) };
+        let machine = Box::new(Counter(seen.clone()));
+        let group = Group::start(config, &log, machine, &network).await.unwrap();
+        Node { id, disk, log, network, group, seen, serving }
+    }
+
+    /// As kill -9 leaves it: nothing is flushed, nothing is said.
+    async fn kill(mut self) -> ForgetfulDisk {
+        let disk = self.disk.restart();
+        self.serving.shutdown().await;
+        self.network.shutdown();
+        self.group.shutdown().await;
+        disk
+    }
+
+    async fn propose(&self, what: &'static str) -> Result<Reply, ProposeError> {
+        tokio::time::timeout(PATIENCE, self.group.propose(Bytes::from_static(what.as_bytes()))).await.unwrap()
+    }
+
+    async fn becomes(&self, wanted: impl FnMut(&Leadership) -> bool) -> Leadership {
+        *tokio::time::timeout(PATIENCE, self.group.leadership().wait_for(wanted)).await.unwrap().unwrap()
+    }
+
+    async fn has_applied(&self, count: usize) -> Vec<Bytes> {
+        let waiting = async {
+            while self.seen.lock().unwrap().applied.len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+        self.seen.lock().unwrap().applied.clone()
+    }
+}
+
+struct Cluster {
+    addresses: BTreeMap<u64, SocketAddr>,
+    wiring: Wiring,
+    nodes: BTreeMap<u64, Node>,
+}
+
+impl Cluster {
+    async fn of(count: u64) -> Cluster {
+        let mut addresses = BTreeMap::new();
+        for id in 1..=count {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            addresses.insert(id, listener.local_addr().unwrap());
+        }
+        let mut cluster = Cluster { addresses, wiring: Wiring::new(Arc::new(DirectLinks)), nodes: BTreeMap::new() };
+        for id in 1..=count {
+            cluster.start(id, ForgetfulDisk::new()).await;
+        }
+        assert!(cluster.nodes[&1].group.initialize(cluster.members()).await.unwrap());
+        cluster
+    }
+
+    fn members(&self) -> BTreeMap<u64, Member> {
+        self.addresses.iter().map(|(id, at)| (id * 10, Member { node: *id, address: at.to_string() })).collect()
+    }
+
+    async fn start(&mut self, id: u64, disk: ForgetfulDisk) {
+        let node = Node::start(id, self.addresses[&id], disk, &self.wiring).await;
+        self.nodes.insert(id, node);
+    }
+
+    /// The node that leads and has applied its first entry, as soon as one of these does.
+    async fn leader(&self) -> &Node {
+        let leads = self.nodes.values().map(|node| {
+            Box::pin(async move {
+                node.becomes(|l| l.first_applied).await;
+                node
+            })
+        });
+        futures::future::select_all(leads).await.0
+    }
+
+    async fn stop(self) {
+        for node in self.nodes.into_values() {
+            node.kill().await;
+        }
+    }
+}
+
+fn words(all: &[&'static str]) -> Vec<Bytes> {
+    all.iter().map(|word| Bytes::from_static(word.as_bytes())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_elect_a_leader_and_all_apply_what_it_proposes() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    assert_eq!(leader.propose("a").await, Ok(Reply::Shard(vec![None])));
+    assert_eq!(leader.propose("b").await, Ok(Reply::Shard(vec![None; 2])));
+    for node in cluster.nodes.values() {
+        assert_eq!(node.has_applied(2).await, words(&["a", "b"]));
+        let leading = node.seen.lock().unwrap().leading;
+        assert_eq!(leading.is_some(), node.id == leader.id, "only the leader carries out effects");
+    }
+    assert!(leader.group.lease_valid());
+    assert!(leader.group.read_barrier().await.unwrap() >= 3);
+    let follower = cluster.nodes.values().find(|node| node.id != leader.id).unwrap();
+    let term = leader.group.leadership().borrow().term;
+    follower.becomes(|l| l.leader.is_some()).await;
+    assert_eq!(
+        follower.propose("c").await,
+        Err(ProposeError::NotLeader { leader: Some(leader.group.replica()), term })
+    );
+    assert!(!follower.group.lease_valid());
+    assert_eq!(follower.group.initialize(cluster.members()).await, Ok(false));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_4_the_others_go_on_without_a_killed_leader_and_it_catches_up_from_its_log() {
+    let mut cluster = Cluster::of(3).await;
+    let first = cluster.leader().await;
+    first.propose("a").await.unwrap();
+    let id = first.id;
+    let disk = cluster.nodes.remove(&id).unwrap().kill().await;
+    cluster.leader().await.propose("b").await.unwrap();
+    cluster.start(id, disk).await;
+    assert_eq!(cluster.nodes[&id].has_applied(2).await, words(&["a", "b"]));
+    cluster.leader().await.propose("c").await.unwrap();
+    for node in cluster.nodes.values() {
+        assert_eq!(node.has_applied(3).await, words(&["a", "b", "c"]));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_4_after_the_power_failed_everywhere_what_was_acknowledged_is_there() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.leader().await.propose("a").await.unwrap();
+    let mut disks = Vec::new();
+    for (id, node) in std::mem::take(&mut cluster.nodes) {
+        disks.push((id, node.disk.power_cut()));
+        node.kill().await;
+    }
+    for (id, disk) in disks {
+        cluster.start(id, disk).await;
+    }
+    cluster.leader().await.propose("b").await.unwrap();
+    for node in cluster.nodes.values() {
+        assert_eq!(node.has_applied(2).await, words(&["a", "b"]));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_4_a_leader_that_is_cut_off_loses_its_lease_and_what_it_proposed_alone_is_unknown() {
+    let cluster = Cluster::of(3).await;
+    let old = cluster.leader().await;
+    old.propose("a").await.unwrap();
+    let others: Vec<&Node> = cluster.nodes.values().filter(|node| node.id != old.id).collect();
+    for other in &others {
+        cluster.wiring.cut(old.id, other.id);
+    }
+    let term = old.group.leadership().borrow().term;
+    let alone = old.group.propose(Bytes::from_static(b"alone"));
+    let go_on = async {
+        let leads = others.iter().map(|node| {
+            Box::pin(async move {
+                node.becomes(|l| l.first_applied && l.term > term).await;
+                *node
+            })
+        });
+        let new = futures::future::select_all(leads).await.0;
+        assert!(!old.group.lease_valid(), "two leases at once");
+        new.propose("b").await.unwrap();
+        for other in &others {
+            cluster.wiring.heal(old.id, other.id);
+        }
+    };
+    let (alone, ()) = tokio::time::timeout(PATIENCE, futures::future::join(alone, go_on)).await.unwrap();
+    assert_eq!(alone, Err(ProposeError::Unknown));
+    for node in cluster.nodes.values() {
+        assert_eq!(node.has_applied(2).await, words(&["a", "b"]));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_to_a_voter_that_is_caught_up() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    leader.propose("a").await.unwrap();
+    let to = loop {
+        if let Some(to) = leader.group.step_down().await.unwrap() {
+            break to;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(!leader.group.lease_valid());
+    let next = &cluster.nodes[&(to / 10)];
+    next.becomes(|l| l.first_applied).await;
+    next.propose("b").await.unwrap();
+    assert!(next.group.transfer_leader(7777).await.is_err());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_cannot_be_applied_stops_the_replica_and_says_which() {
+    let cluster = Cluster::of(1).await;
+    let node = cluster.leader().await;
+    node.propose("a").await.unwrap();
+    assert!(matches!(node.propose("refuse").await, Err(ProposeError::Stopped(_))));
+    let mut stopped = node.group.stopped();
+    let why = tokio::time::timeout(PATIENCE, stopped.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+    assert!(why.unwrap().contains("asked to"));
+    assert!(node.group.status().stopped.is_some());
+    assert!(!node.group.leadership().borrow().is_leader);
+    assert!(matches!(node.propose("b").await, Err(ProposeError::Stopped(_))));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sole_voter_goes_on_after_a_restart_even_if_it_dropped_a_drain() {
+    let mut cluster = Cluster::of(1).await;
+    let node = cluster.leader().await;
+    node.propose("a").await.unwrap();
+    assert!(node.group.lease_valid());
+    node.propose("b").await.unwrap();
+    let disk = tear(cluster.nodes.remove(&1).unwrap().kill().await);
+    cluster.start(1, disk).await;
+    let node = cluster.leader().await;
+    node.propose("c").await.unwrap();
+    assert!(!node.log.group(GROUP).is_behind());
+    assert_eq!(node.has_applied(2).await, words(&["a", "c"]), "what a sole voter drops is gone");
+    cluster.stop().await;
+}
+
+/// Flips a bit in the last record before the zeros of the newest segment in use: its last drain is bad.
+fn tear(disk: ForgetfulDisk) -> ForgetfulDisk {
+    let newest = disk.files().into_iter().rfind(|path| disk.bytes(path)[12] == 1).unwrap();
+    disk.tamper(&newest, |bytes| {
+        let last = bytes.iter().rposition(|b| *b != 0).unwrap();
+        bytes[last] ^= 1;
+    });
+    disk
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_dropped_a_drain_is_caught_up_before_it_takes_part_and_stops_nobody() {
+    let mut cluster = Cluster::of(3).await;
+    let leader_id = cluster.leader().await.id;
+    cluster.leader().await.propose("a").await.unwrap();
+    let id = cluster.nodes.keys().copied().find(|id| *id != leader_id).unwrap();
+    cluster.nodes[&id].has_applied(1).await;
+    cluster.leader().await.propose("b").await.unwrap();
+    cluster.nodes[&id].has_applied(2).await;
+    let disk = tear(cluster.nodes.remove(&id).unwrap().kill().await);
+    cluster.start(id, disk).await;
+    assert!(cluster.nodes[&id].log.group(GROUP).is_behind());
+    cluster.leader().await.propose("c").await.unwrap();
+    assert_eq!(cluster.nodes[&id].has_applied(3).await, words(&["a", "b", "c"]));
+    let caught_up = async {
+        while cluster.nodes[&id].log.group(GROUP).is_behind() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up).await.unwrap();
+    for node in cluster.nodes.values() {
+        assert_eq!(node.group.status().stopped, None);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_purged_to_where_every_replica_is_and_no_further() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    for _ in 0..20 {
+        leader.propose("a").await.unwrap();
+    }
+    let last = leader.group.read_barrier().await.unwrap();
+    for node in cluster.nodes.values() {
+        node.has_applied(20).await;
+        let known = async {
+            while node.group.replicated_everywhere() < last {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.unwrap();
+        assert_eq!(node.group.purge_upto(last - 5).await, Ok(last - 5));
+        let purged = async {
+            while node.log.group(GROUP).purged().map(|at| at.index) != Some(last - 5) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, purged).await.unwrap();
+    }
+    let silent = cluster.nodes.values().find(|node| node.id != leader.id).unwrap();
+    for other in cluster.nodes.values().filter(|node| node.id != silent.id) {
+        cluster.wiring.cut(silent.id, other.id);
+    }
+    let ahead = leader.propose("b").await;
+    assert!(ahead.is_ok());
+    let upto = leader.group.purge_upto(u64::MAX).await.unwrap();
+    assert!(upto <= last, "{upto} is not on every replica, which have {last}");
+    cluster.stop().await;
+}
