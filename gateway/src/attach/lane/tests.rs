@@ -381,6 +381,18 @@ fn dl_04_core_an_ack_follows_the_leader_until_it_is_applied() {
 }
 
 #[test]
+fn dl_04_core_an_ack_lost_with_its_streams_is_sent_again_to_the_same_node() {
+    let mut now = start();
+    let mut lane = attached_lane(AttachConfig::default(), &mut now);
+    lane.ack(7, Acks { sequences: vec![sequence(10)], message_ids: vec![] });
+    actions(&mut lane);
+    lane.link_down(A, now);
+    assert_eq!(sent_acks(&settle(&mut lane, &mut now, 1_000)), []);
+    lane.link_up(A, now);
+    assert_eq!(sent_acks(&actions(&mut lane)), [(A, 1)]);
+}
+
+#[test]
 fn dl_07_core_acks_of_a_login_are_sent_before_anything_is_attached() {
     let now = start();
     let mut lane = lane(AttachConfig::default());
