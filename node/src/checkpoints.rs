@@ -1,56 +1,42 @@
 //! Moves what is old from memory and log to sled, and lets the log forget it.
 //!
-//! The store decides which shards are due; this drives it, once a second, early when the log has grown. A group's log is purged up
-//! to what *every* replica of the group has checkpointed, as far as this node has heard: snapshots between nodes are not built, so a
-//! replica that was away must find in its peers' logs all that it lacks. The price: while a node is away, the others keep log for
-//! it, without a bound but the disk's.
+//! The store decides which shards are due; this drives it, once a second, early when the log has grown. What is checkpointed the group
+//! may purge; it keeps what a replica of its own still lacks, since snapshots between nodes are not built. The price: while a node is
+//! away, the others keep log for it, without a bound but the disk's.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
-use martlet_proto::cluster::{
-    admin::StatusRequest,
-    meta::{MetaState, Node},
-};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    log::GroupId,
     parts::Parts,
     store::{StoreError, Which},
 };
 
 /// Between two looks.
 const TICK: Duration = Duration::from_secs(1);
-/// Looks between two questions to peers.
-const ASK_EVERY: u32 = 10;
-const ASK_MAX: Duration = Duration::from_secs(2);
-
-/// What peers have checkpointed, by group and replica; only rises.
-#[derive(Debug, Default)]
-struct Heard(BTreeMap<(GroupId, u64), u64>);
+/// Looks between two cycles that take everything because the log is long, and between two purges without a cycle: a peer may have
+/// caught up meanwhile.
+const EVERY: u32 = 10;
+/// Longest one group's purge is waited for; it goes on next time.
+const PURGE_MAX: Duration = Duration::from_secs(5);
 
 /// Runs cycles until `end` fires, or the store says that only opening it anew helps: then the node must stop, and the log holds
 /// what the store could not keep. Owned by the node, which awaits it.
 pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(), StoreError> {
-    let mut heard = Heard::default();
     for tick in 1_u32.. {
         tokio::select! { () = end.cancelled() => return Ok(()), () = sleep(TICK) => {} }
-        let long = parts.log.bytes() > parts.config.log.checkpoint_bytes;
-        // Once in a while only: the log stays long when a peer is away, and then a checkpoint does not help.
-        let which = if long && tick % ASK_EVERY == 0 { Which::All } else { Which::Due };
-        let moved = match cycle(&parts, which).await {
+        let now_and_then = tick % EVERY == 0;
+        // Not at every look: the log stays long while a peer is away, and then a checkpoint does not help.
+        let long = now_and_then && parts.log.bytes() > parts.config.log.checkpoint_bytes;
+        let moved = match cycle(&parts, if long { Which::All } else { Which::Due }).await {
             Ok(moved) => moved,
             Err(error @ StoreError::Broken(_)) => return Err(error),
             Err(_) => false,
         };
-        if moved || tick % ASK_EVERY == 0 {
-            let state = Arc::clone(&parts.keeper.kept().borrow());
-            if tick % ASK_EVERY == 0 {
-                heard.ask(&parts, &state).await;
-            }
-            purge(&parts, &state, &heard).await;
+        if moved || now_and_then {
+            purge(&parts).await;
         }
     }
     Ok(())
@@ -84,63 +70,13 @@ pub(crate) async fn cycle(parts: &Arc<Parts>, which: Which) -> Result<bool, Stor
     }
 }
 
-async fn purge(parts: &Parts, state: &MetaState, heard: &Heard) {
+async fn purge(parts: &Parts) {
     for replica in parts.replicas.all() {
-        let group = replica.group.id();
-        let everywhere = others(parts, state, group).map(|other| heard.of(group, other)).min();
-        let upto = everywhere.unwrap_or(u64::MAX).min(replica.checkpointed());
-        if upto == 0 {
-            continue;
-        }
-        if let Err(error) = replica.group.purge_upto(upto).await {
-            tracing::warn!(%error, %group, upto, "the log could not be purged");
+        let (group, upto) = (replica.group.id(), replica.checkpointed());
+        match timeout(PURGE_MAX, replica.group.purge_upto(upto)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, %group, upto, "the log could not be purged"),
+            Err(_) => tracing::warn!(%group, upto, "the purge of the log takes long"),
         }
     }
-}
-
-/// Replicas of the group on other nodes.
-fn others(parts: &Parts, state: &MetaState, group: GroupId) -> impl Iterator<Item = u64> {
-    let own = parts.config.node.id;
-    let voters = match group.shard() {
-        Some(shard) => state
-            .shards
-            .iter()
-            .filter(|other| other.shard == u32::from(shard))
-            .flat_map(|shard| &shard.replicas)
-            .map(|replica| (replica.node_id, replica.replica_id))
-            .collect(),
-        None => parts
-            .replicas
-            .all()
-            .iter()
-            .filter(|replica| replica.group.id() == group)
-            .flat_map(|replica| replica.group.status().voters)
-            .map(|(replica, member)| (member.node, replica))
-            .collect::<Vec<_>>(),
-    };
-    voters.into_iter().filter(move |(node, _)| *node != own).map(|(_, replica)| replica)
-}
-
-impl Heard {
-    fn of(&self, group: GroupId, replica: u64) -> u64 {
-        self.0.get(&(group, replica)).copied().unwrap_or(0)
-    }
-
-    async fn ask(&mut self, parts: &Parts, state: &MetaState) {
-        let others = state.nodes.iter().filter(|node| node.node_id != parts.config.node.id);
-        for (group, replica, checkpointed) in join_all(others.map(|node| ask(parts, node))).await.into_iter().flatten()
-        {
-            let known = self.0.entry((group, replica)).or_default();
-            *known = checkpointed.max(*known);
-        }
-    }
-}
-
-/// What one peer has checkpointed; nothing when it does not answer.
-async fn ask(parts: &Parts, node: &Node) -> Vec<(GroupId, u64, u64)> {
-    let Ok(mut admin) = parts.peers.admin(&node.address) else { return Vec::new() };
-    let request = StatusRequest { cluster_wide: false };
-    let Ok(Ok(reply)) = timeout(ASK_MAX, admin.status(request)).await else { return Vec::new() };
-    let groups = reply.into_inner().nodes.into_iter().flat_map(|node| node.groups);
-    groups.map(|group| (GroupId(group.group), group.replica_id, group.checkpointed_index)).collect()
 }

@@ -6,9 +6,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use martlet_proto::cluster::{
-    admin::admin_server::AdminServer, meta::meta_server::MetaServer, raft::raft_server::RaftServer,
-};
+use martlet_proto::cluster::{admin::admin_server::AdminServer, meta::meta_server::MetaServer};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{
@@ -53,6 +51,8 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const REQUEST_MAX: usize = 16 << 20;
 /// How long connections may stay open once no stream is served.
 const LINGER: Duration = Duration::from_secs(1);
+/// Longest a part that was told to stop is waited for.
+const STOP_MAX: Duration = Duration::from_secs(5);
 /// Between two samples of the gauges.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -250,8 +250,6 @@ impl Node {
         let mut server =
             tasks.spawn(router.serve_with_incoming_shutdown(incoming, streams_end.clone().cancelled_owned()));
 
-        let cut_off = server.abort_handle();
-
         let served = tokio::select! {
             () = drain.cancelled() => Ok(()),
             broken = &mut checkpointing => broken.unwrap_or(Ok(())).map_err(NodeError::Store),
@@ -261,25 +259,23 @@ impl Node {
             }
         };
         draining.cancel();
-        let deadline = parts.config.node.drain_max;
         let leave = async {
             step_down(&parts).await;
             streams_end.cancel();
-            parts.network.shutdown();
             streams.close();
             streams.wait().await;
-            // Peers and gateways that keep their connections open are not waited for to the last.
-            if timeout(LINGER, &mut server).await.is_err() {
-                server.abort();
-            }
         };
-        if timeout(deadline, leave).await.is_err() {
+        if timeout(parts.config.node.drain_max, leave).await.is_err() {
             tracing::warn!("the drain took longer than node.drain_max; what is left is cut off");
             streams_end.cancel();
-            cut_off.abort();
+        }
+        stop_groups(&parts).await;
+        // Peers and gateways that keep their connections open are not waited for to the last.
+        if timeout(LINGER, &mut server).await.is_err() {
+            server.abort();
         }
         groups_end.cancel();
-        end(&parts, &tasks, deadline).await;
+        end(&parts, &tasks).await;
         drop(dir);
         served
     }
@@ -301,7 +297,6 @@ fn router(
     let meta =
         MetaService::new(Arc::clone(parts), Arc::clone(membership), watching.clone(), streams.clone(), end.clone());
     let admin = AdminService::new(Arc::clone(parts), Arc::clone(membership), watching, restarted);
-    let raft = parts.network.service();
     Server::builder()
         .http2_keepalive_interval(Some(PING_AFTER))
         .http2_keepalive_timeout(Some(DEAD_AFTER))
@@ -311,7 +306,7 @@ fn router(
         .add_service(
             AdminServer::new(admin).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX),
         )
-        .add_service(RaftServer::new(raft).max_decoding_message_size(REQUEST_MAX))
+        .add_service(parts.network.server())
 }
 
 /// Hands every led group to a peer, best effort: whoever is not caught up campaigns when this node falls silent.
@@ -326,15 +321,25 @@ async fn step_down(parts: &Parts) {
     let _ = timeout(parts.config.raft.election_max * 2, handed).await;
 }
 
-/// The rest of the way down, once no stream is served.
-async fn end(parts: &Arc<Parts>, tasks: &TaskTracker, longest: Duration) {
-    for replica in parts.replicas.all() {
-        if timeout(longest, replica.group.shutdown()).await.is_err() {
+/// Stops every group, then the links between nodes.
+async fn stop_groups(parts: &Parts) {
+    let groups = parts.replicas.all();
+    let stopping = groups.iter().map(|replica| async {
+        if timeout(STOP_MAX, replica.group.shutdown()).await.is_err() {
             tracing::warn!(group = %replica.group.id(), "a group did not stop in time");
         }
+    });
+    futures::future::join_all(stopping).await;
+    parts.network.shutdown();
+    if timeout(STOP_MAX, parts.network.ended()).await.is_err() {
+        tracing::warn!("not every link to a peer ended in time");
     }
+}
+
+/// The rest of the way down, once nothing is proposed or applied any more.
+async fn end(parts: &Arc<Parts>, tasks: &TaskTracker) {
     tasks.close();
-    if timeout(longest, tasks.wait()).await.is_err() {
+    if timeout(STOP_MAX, tasks.wait()).await.is_err() {
         tracing::warn!("not every task of the node ended in time");
     }
     // Shortens the next start; what it does not move, the log holds.
