@@ -13,6 +13,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Instant;
     /// Wall time, milliseconds since 1970; may jump.
     fn wall_ms(&self) -> u64;
+    /// The same in microseconds.
+    fn wall_micros(&self) -> u64 {
+        self.wall_ms().saturating_mul(1000)
+    }
 }
 
 /// The system's clocks.
@@ -26,7 +30,11 @@ impl Clock for SystemClock {
     }
 
     fn wall_ms(&self) -> u64 {
+        self.wall_micros() / 1000
+    }
+
+    fn wall_micros(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 }

@@ -13,6 +13,7 @@ pub mod route;
 
 pub mod clock;
 pub mod config;
+pub mod entropy;
 pub mod gateway;
 pub mod metrics;
 

@@ -22,9 +22,12 @@ pub struct RouteConfig {
     /// First wait before a refused operation is tried again; doubles up to `retry_max`, with jitter.
     #[serde(with = "humantime_serde")]
     pub retry_min: Duration,
-    /// Longest wait between tries, and between dials of a node that does not answer.
+    /// Longest wait between tries. Shorter finds a new leader sooner and asks more in vain meanwhile.
     #[serde(with = "humantime_serde")]
     pub retry_max: Duration,
+    /// Longest wait between dials of a node that does not answer.
+    #[serde(with = "humantime_serde")]
+    pub dial_max: Duration,
     /// How long a dial may take.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -58,7 +61,8 @@ impl Default for RouteConfig {
             resolve_reserve: Duration::from_secs(3),
             try_timeout: Duration::from_secs(3),
             retry_min: Duration::from_millis(20),
-            retry_max: Duration::from_secs(1),
+            retry_max: Duration::from_millis(250),
+            dial_max: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(1),
             ping_timeout: Duration::from_secs(2),
@@ -84,6 +88,7 @@ impl RouteConfig {
             ("route.try_timeout", self.try_timeout),
             ("route.retry_min", self.retry_min),
             ("route.retry_max", self.retry_max),
+            ("route.dial_max", self.dial_max),
             ("route.connect_timeout", self.connect_timeout),
             ("route.ping_interval", self.ping_interval),
             ("route.ping_timeout", self.ping_timeout),
