@@ -4,9 +4,21 @@
 //! for "too often", and the refusal is counted. Owns no clock: the time comes in. The number of addresses remembered is
 //! bounded; at the bound full buckets are forgotten first, and if none is full new addresses share one bucket.
 
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, wrong};
+use crate::{
+    clock::Clock,
+    config::{ConfigError, wrong},
+    mcs::Doorkeeper,
+    metrics::{Limit, Metrics},
+};
 
 /// Section `[admit]`: how often one address may do what costs something before anything is authenticated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,5 +69,183 @@ impl AdmitConfig {
             return wrong("admit.addresses_max", "must be 1 or more");
         }
         Ok(())
+    }
+}
+
+/// What one address may do so often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// A check-in.
+    Checkin,
+    /// A registration, its end, or an installation.
+    Registration,
+    /// An MCS login.
+    Login,
+}
+
+/// The buckets of all addresses.
+#[derive(Debug)]
+pub struct Admit {
+    config: AdmitConfig,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    buckets: Mutex<Buckets>,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
+    known: BTreeMap<(Purpose, IpAddr), Bucket>,
+    /// When full buckets were last looked for.
+    swept: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+/// Full buckets are looked for at most this often.
+const SWEEP: Duration = Duration::from_secs(1);
+
+impl Admit {
+    /// Every bucket is full.
+    pub fn new(config: AdmitConfig, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+        Self { config, clock, metrics, buckets: Mutex::default() }
+    }
+
+    /// Takes one from the bucket of the address; false when it is empty, and then it is counted.
+    pub fn admits(&self, purpose: Purpose, address: IpAddr) -> bool {
+        let (per_sec, burst, limit) = match purpose {
+            Purpose::Checkin => (self.config.checkins_per_sec, self.config.checkins_burst, Limit::Checkins),
+            Purpose::Registration => {
+                (self.config.registrations_per_sec, self.config.registrations_burst, Limit::Registrations)
+            }
+            Purpose::Login => (self.config.logins_per_sec, self.config.logins_burst, Limit::Logins),
+        };
+        if per_sec == 0 {
+            return true;
+        }
+        let now = self.clock.now();
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (purpose, network(address));
+        if !buckets.known.contains_key(&key) && buckets.known.len() >= self.config.addresses_max {
+            buckets.sweep(&self.config, now);
+            if buckets.known.len() >= self.config.addresses_max {
+                self.metrics.limit(Limit::Addresses);
+                key.1 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+            }
+        }
+        let bucket = buckets.known.entry(key).or_insert(Bucket { tokens: burst.into(), at: now });
+        bucket.fill(per_sec, burst, now);
+        let admitted = bucket.tokens >= 1.0;
+        if admitted {
+            bucket.tokens -= 1.0;
+        } else {
+            self.metrics.limit(limit);
+        }
+        admitted
+    }
+}
+
+impl Doorkeeper for Admit {
+    fn admit_login(&self, address: IpAddr) -> bool {
+        self.admits(Purpose::Login, address)
+    }
+}
+
+impl Buckets {
+    fn sweep(&mut self, config: &AdmitConfig, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        self.known.retain(|(purpose, _), bucket| {
+            let (per_sec, burst) = match purpose {
+                Purpose::Checkin => (config.checkins_per_sec, config.checkins_burst),
+                Purpose::Registration => (config.registrations_per_sec, config.registrations_burst),
+                Purpose::Login => (config.logins_per_sec, config.logins_burst),
+            };
+            bucket.fill(per_sec, burst, now);
+            bucket.tokens < f64::from(burst)
+        });
+    }
+}
+
+impl Bucket {
+    fn fill(&mut self, per_sec: u32, burst: u32, now: Instant) {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + since * f64::from(per_sec)).min(burst.into());
+        self.at = now;
+    }
+}
+
+/// Who owns one IPv6 address owns its /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct At(Mutex<Instant>);
+
+    impl Clock for At {
+        fn now(&self) -> Instant {
+            *self.0.lock().unwrap()
+        }
+
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    fn admit(addresses_max: usize) -> (Admit, Arc<At>) {
+        #[expect(clippy::disallowed_methods, reason = "a starting point for arithmetic")]
+        let clock = Arc::new(At(Mutex::new(Instant::now())));
+        let config = AdmitConfig {
+            checkins_per_sec: 1,
+            checkins_burst: 2,
+            logins_per_sec: 0,
+            addresses_max,
+            ..AdmitConfig::default()
+        };
+        (Admit::new(config, Arc::clone(&clock) as Arc<dyn Clock>, Arc::default()), clock)
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    #[test]
+    fn an_address_has_its_burst_then_its_rate_and_others_have_theirs() {
+        let (admit, clock) = admit(10);
+        let once = |last| admit.admits(Purpose::Checkin, address(last));
+        assert_eq!([once(1), once(1), once(1), once(2)], [true, true, false, true]);
+        *clock.0.lock().unwrap() += Duration::from_secs(1);
+        assert_eq!([once(1), once(1)], [true, false]);
+        assert!((0..100).all(|_| admit.admits(Purpose::Login, address(1))));
+    }
+
+    #[test]
+    fn at_the_bound_full_buckets_are_forgotten_and_then_new_addresses_share_one() {
+        let (admit, clock) = admit(2);
+        let once = |last| admit.admits(Purpose::Checkin, address(last));
+        assert_eq!([once(1), once(2), once(3), once(4), once(5)], [true, true, true, true, false]);
+        *clock.0.lock().unwrap() += Duration::from_secs(10);
+        assert_eq!([once(6), once(6), once(6)], [true, true, false]);
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_a_bucket() {
+        let (admit, _clock) = admit(10);
+        let once = |text: &str| admit.admits(Purpose::Checkin, text.parse().unwrap());
+        assert_eq!([once("2001:db8::1"), once("2001:db8::2"), once("2001:db8::3")], [true, true, false]);
+        assert!(once("2001:db8:0:1::1"));
     }
 }

@@ -7,7 +7,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{admit::AdmitConfig, enroll::EnrollConfig, http::HttpConfig, route::RouteConfig};
+use crate::{
+    admit::AdmitConfig, attach::AttachConfig, enroll::EnrollConfig, http::HttpConfig, mcs::McsConfig,
+    route::RouteConfig,
+};
 
 /// Everything a gateway is told.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -23,6 +26,10 @@ pub struct Config {
     pub admit: AdmitConfig,
     /// Calls to nodes.
     pub route: RouteConfig,
+    /// Device connections.
+    pub mcs: McsConfig,
+    /// How queues are brought to device connections.
+    pub attach: AttachConfig,
 }
 
 /// Section `[gateway]`.
@@ -43,6 +50,8 @@ pub struct GatewayConfig {
     pub https: Option<SocketAddr>,
     /// The same without TLS. Server keys and device passwords cross it in clear: keep it on loopback.
     pub http: Option<SocketAddr>,
+    /// Device connections over TLS; several addresses serve the same.
+    pub mcs: Vec<SocketAddr>,
     /// How long a drain may take before connections are cut. Short drains leave clients to retry; long ones hold up rollouts.
     #[serde(with = "humantime_serde")]
     pub drain_max: Duration,
@@ -58,6 +67,7 @@ impl Default for GatewayConfig {
             key_file: PathBuf::new(),
             https: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            mcs: Vec::new(),
             drain_max: Duration::from_secs(20),
         }
     }
@@ -86,8 +96,9 @@ impl Config {
         if gateway.seeds.iter().any(|seed| !is_host_and_port(seed)) {
             return wrong("gateway.seeds", "must be host:port each");
         }
-        if gateway.https.is_some() && gateway.cert_file.as_os_str().is_empty() {
-            return wrong("gateway.cert_file", "gateway.https needs a certificate");
+        let tls = gateway.https.is_some() || !gateway.mcs.is_empty();
+        if tls && gateway.cert_file.as_os_str().is_empty() {
+            return wrong("gateway.cert_file", "gateway.https and gateway.mcs need a certificate");
         }
         if gateway.cert_file.as_os_str().is_empty() != gateway.key_file.as_os_str().is_empty() {
             return wrong("gateway.key_file", "certificate and key come together");
@@ -95,7 +106,9 @@ impl Config {
         self.http.check()?;
         self.enroll.check()?;
         self.admit.check()?;
-        self.route.check()
+        self.route.check()?;
+        self.mcs.check()?;
+        self.attach.check()
     }
 }
 

@@ -1,5 +1,129 @@
 //! HTTP for app servers and for the enrolment of devices, on one port, routed by path alone.
+//!
+//! Owns the listeners and the table of paths. Bytes are judged by the codecs of `martlet_proto::http`; status codes are decided
+//! in this folder (app servers) and in [`crate::enroll`] (devices), nowhere else.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `config` | bounds |
+//! | `listener` | accept, TLS, drain |
+//! | `body` | bodies within bounds |
+//! | `answer` | the rules every answer keeps |
+//!
+//! Not built: what stands behind the paths (all are answered 503 until it is), HTTP/2, topics, groups, the Instance ID API (404, or 400 where a send names them).
 
+mod answer;
+mod body;
 mod config;
+mod listener;
 
-pub use config::HttpConfig;
+use std::{net::IpAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, body::Incoming};
+
+pub use self::config::HttpConfig;
+pub(crate) use self::{
+    answer::{Answer, JSON, PROTOBUF, TEXT},
+    body::{Body, Room},
+    listener::serve,
+};
+use crate::{
+    admit::Admit,
+    clock::Clock,
+    enroll::EnrollConfig,
+    entropy::Entropy,
+    metrics::{Endpoint, Metrics, RequestLabel},
+    route::Route,
+};
+
+/// Everything a request needs.
+#[derive(Debug)]
+pub(crate) struct Http {
+    pub(crate) config: HttpConfig,
+    pub(crate) enroll: EnrollConfig,
+    pub(crate) route: Route,
+    pub(crate) admit: Arc<Admit>,
+    pub(crate) room: Room,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<Entropy>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// A path that is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path<'a> {
+    Send,
+    Checkin,
+    Register,
+    Installations { project: &'a str },
+}
+
+impl<'a> Path<'a> {
+    fn parse(path: &'a str) -> Option<Self> {
+        match path.strip_suffix('/').unwrap_or(path) {
+            "/gcm/send" | "/fcm/send" => Some(Self::Send),
+            "/checkin" => Some(Self::Checkin),
+            "/c2dm/register3" | "/c2dm/register" => Some(Self::Register),
+            path => {
+                let project = path.strip_prefix("/v1/projects/")?.strip_suffix("/installations")?;
+                (!project.is_empty() && !project.contains('/')).then_some(Self::Installations { project })
+            }
+        }
+    }
+
+    fn endpoint(self) -> Endpoint {
+        match self {
+            Self::Send => Endpoint::Send,
+            Self::Checkin => Endpoint::Checkin,
+            Self::Register => Endpoint::Register,
+            Self::Installations { .. } => Endpoint::Installation,
+        }
+    }
+}
+
+impl Http {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
+        let begun = self.clock.now();
+        let (head, body) = request.into_parts();
+        let path = Path::parse(head.uri.path());
+        let answer = match path {
+            None => Answer::not_found(),
+            Some(_) if head.method != Method::POST => Answer::method_not_allowed("POST"),
+            Some(Path::Send | Path::Checkin | Path::Register | Path::Installations { .. }) => {
+                let _ = (&body, peer, &self.enroll);
+                Answer::unavailable(self.config.retry_after_secs)
+            }
+        };
+        let endpoint = path.map_or(Endpoint::Other, Path::endpoint);
+        self.metrics.requests.get_or_create(&RequestLabel { endpoint, status: answer.status.as_u16() }).inc();
+        self.metrics.request_seconds.observe(self.clock.now().saturating_duration_since(begun).as_secs_f64());
+        answer.into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h004_core_paths_are_told_apart_and_may_end_in_a_slash() {
+        assert_eq!(Path::parse("/gcm/send"), Some(Path::Send));
+        assert_eq!(Path::parse("/fcm/send/"), Some(Path::Send));
+        assert_eq!(Path::parse("/c2dm/register"), Some(Path::Register));
+        assert_eq!(Path::parse("/v1/projects/p-1/installations"), Some(Path::Installations { project: "p-1" }));
+        for unknown in [
+            "/",
+            "/gcm",
+            "/gcm/send/X",
+            "/gcm/send//",
+            "/GCM/SEND",
+            "/v1/projects//installations",
+            "/v1/projects/a/b/installations",
+        ] {
+            assert_eq!(Path::parse(unknown), None, "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! From an app server's message to its targets: token, shard, leader, outcome. Shared by HTTP and CCS.
+//!
+//! Owns what a token means at the gateway: its form and MAC are checked here, so a forged one costs no node anything, and a key
+//! that is not known yet makes it unavailable, never invalid (app servers delete tokens on that word). Liveness, sender and
+//! limits are the shard's to judge. Mints the message ids: each is also the operation id, so a repeated try names the same
+//! message. Each edge has its own words for what comes back.
+
+use bytes::Bytes;
+use martlet_proto::{
+    cluster::queue::{Check, Enqueue, Operation, RegistrationRef, answer, operation},
+    message::{MessageId, Priority, SenderId},
+    refusal::Refusal,
+    shard::Shard,
+    tag::DeviceTag,
+    token::{Iid, RegistrationId, RegistrationToken},
+};
+
+use crate::{
+    metrics::{Fate, Metrics},
+    route::{Facts, Outcome, Route},
+};
+
+/// One message, checked, for any number of tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct Order<'a> {
+    /// Of the key that sends.
+    pub(crate) sender: &'a SenderId,
+    pub(crate) collapse_key: Option<&'a str>,
+    pub(crate) ttl_secs: u32,
+    pub(crate) priority: Priority,
+    pub(crate) restricted_package_name: Option<&'a str>,
+    /// An encoded `queue.Payload`.
+    pub(crate) payload: Bytes,
+    /// Check everything, store nothing.
+    pub(crate) dry_run: bool,
+}
+
+/// What became of one target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// On a majority of disks; `canonical` is the token to use from now on, where the addressed one is superseded.
+    Accepted { id: MessageId, canonical: Option<RegistrationToken> },
+    /// A dry run: it would be accepted.
+    WouldBeAccepted { canonical: Option<RegistrationToken> },
+    /// Not accepted. An unknown outcome is [`Refusal::InternalServerError`], never a definite refusal.
+    Refused(Refusal),
+}
+
+/// A target whose operation is on its way.
+struct Waiting {
+    index: usize,
+    id: MessageId,
+    tag: DeviceTag,
+}
+
+/// Sends to every target; what became of them in their order.
+pub(crate) async fn send(
+    route: &Route,
+    facts: &Facts,
+    metrics: &Metrics,
+    targets: &[String],
+    order: &Order<'_>,
+) -> Vec<Sent> {
+    let mut sent: Vec<Option<Sent>> = targets.iter().map(|_| None).collect();
+    let (mut waiting, mut operations) = (Vec::new(), Vec::new());
+    for (index, target) in targets.iter().enumerate() {
+        match verified(route, facts, target).await {
+            Ok(token) => {
+                let id = route.operation_id();
+                waiting.push(Waiting { index, id, tag: token.device_tag() });
+                operations.push(operation(facts, &token, id, order));
+            }
+            Err(refusal) => sent[index] = Some(Sent::Refused(refusal)),
+        }
+    }
+    for (waiting, outcome) in waiting.into_iter().zip(route.submit(operations).await) {
+        sent[waiting.index] = Some(judged(route, facts, &waiting, outcome, order.dry_run).await);
+    }
+    let sent: Vec<Sent> = sent.into_iter().map(|sent| sent.expect("refused at once or sent")).collect();
+    for sent in &sent {
+        metrics.fate(match sent {
+            Sent::Accepted { .. } => Fate::Accepted,
+            Sent::WouldBeAccepted { .. } => Fate::DryRun,
+            Sent::Refused(Refusal::Unavailable) => Fate::Unavailable,
+            Sent::Refused(Refusal::InternalServerError) => Fate::Unknown,
+            Sent::Refused(_) => Fate::Refused,
+        });
+    }
+    sent
+}
+
+async fn verified(route: &Route, facts: &Facts, target: &str) -> Result<RegistrationToken, Refusal> {
+    if target.is_empty() {
+        return Err(Refusal::MissingRegistration);
+    }
+    let token = RegistrationToken::parse(target).map_err(|_| Refusal::InvalidRegistration)?;
+    let key = route.token_key(facts, token.key_id()).await.ok_or(Refusal::Unavailable)?;
+    token.verify(&key).map_err(|_| Refusal::InvalidRegistration)
+}
+
+fn operation(facts: &Facts, token: &RegistrationToken, id: MessageId, order: &Order<'_>) -> (Shard, Operation) {
+    let device_tag = token.device_tag().0;
+    let registration_id = Bytes::copy_from_slice(&token.registration_id().0);
+    let sender = order.sender.as_str().to_owned();
+    let restricted_package_name = order.restricted_package_name.unwrap_or_default().to_owned();
+    let kind = if order.dry_run {
+        operation::Kind::Check(Check { device_tag, registration_id, sender, restricted_package_name })
+    } else {
+        operation::Kind::Enqueue(Enqueue {
+            device_tag,
+            registration_id,
+            wire_from: sender.clone(),
+            sender,
+            collapse_key: order.collapse_key.unwrap_or_default().to_owned(),
+            ttl_secs: order.ttl_secs,
+            priority: martlet_proto::cluster::queue::Priority::from(order.priority).into(),
+            restricted_package_name,
+            payload: order.payload.clone(),
+            ..Enqueue::default()
+        })
+    };
+    let operation = Operation { id: Bytes::copy_from_slice(&id.to_bytes()), first_try_ms: 0, kind: Some(kind) };
+    (facts.shard(token.device_tag()), operation)
+}
+
+async fn judged(route: &Route, facts: &Facts, waiting: &Waiting, outcome: Outcome, dry_run: bool) -> Sent {
+    match outcome {
+        Outcome::Answered(answer::Kind::Accepted(accepted)) => {
+            let canonical = match accepted.canonical {
+                Some(registration) => token_of(route, facts, waiting.tag, &registration).await,
+                None => None,
+            };
+            if dry_run { Sent::WouldBeAccepted { canonical } } else { Sent::Accepted { id: waiting.id, canonical } }
+        }
+        Outcome::Answered(answer::Kind::Refusal(refusal)) => {
+            let refusal = martlet_proto::cluster::queue::Refusal::try_from(refusal).unwrap_or_default();
+            Sent::Refused(refusal.into())
+        }
+        Outcome::Unavailable => Sent::Refused(Refusal::Unavailable),
+        // Another kind of answer than was asked for is a defect of the node: what it did is not known.
+        Outcome::Answered(answer::Kind::Registered(_) | answer::Kind::Unregistered(_) | answer::Kind::Resolved(_))
+        | Outcome::Unknown => Sent::Refused(Refusal::InternalServerError),
+    }
+}
+
+/// The token of a registration that a shard named. `None` when its key is not known here yet, or the row is not one of ours:
+/// the message itself was accepted, so its sender learns the token at another time.
+pub(crate) async fn token_of(
+    route: &Route,
+    facts: &Facts,
+    tag: DeviceTag,
+    registration: &RegistrationRef,
+) -> Option<RegistrationToken> {
+    let key = route.token_key(facts, registration.token_key_id).await?;
+    let iid = Iid::parse(&registration.iid).ok()?;
+    let id = RegistrationId::from_bytes(&registration.registration_id)?;
+    RegistrationToken::mint(&key, &iid, tag, id).ok()
+}

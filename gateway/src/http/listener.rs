@@ -1,0 +1,107 @@
+//! Accepts HTTP connections and serves them until they end or the gateway drains.
+//!
+//! The slot comes before the accept: past `http.connections_max` clients wait in the kernel's backlog. Every connection is a
+//! task of the tracker in [`serve`], which returns when the last of them has ended. On drain a connection finishes the request
+//! it is in, says `Connection: close`, and takes no other.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::Http;
+use crate::metrics::Limit;
+
+/// After a failed accept: descriptors become free as connections end.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves one address until `drain` fires and its connections have ended. `slots` are shared by all HTTP addresses.
+pub(crate) async fn serve(
+    http: Arc<Http>,
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    slots: Arc<Semaphore>,
+    drain: CancellationToken,
+) {
+    let acceptor = tls.map(TlsAcceptor::from);
+    let open = TaskTracker::new();
+    let accept = async {
+        loop {
+            if slots.available_permits() == 0 {
+                http.metrics.limit(Limit::Connections);
+            }
+            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((socket, peer)) => {
+                    let _ = socket.set_nodelay(true);
+                    let (http, acceptor, drain) = (Arc::clone(&http), acceptor.clone(), drain.child_token());
+                    open.spawn(async move {
+                        http.metrics.http_connections.inc();
+                        match acceptor {
+                            None => connection(&http, socket, peer, drain).await,
+                            Some(acceptor) => {
+                                let handshake = acceptor.accept(socket);
+                                match tokio::time::timeout(http.config.handshake_timeout, handshake).await {
+                                    Ok(Ok(stream)) => connection(&http, stream, peer, drain).await,
+                                    // Scanners and clients that do not trust us: not our trouble.
+                                    Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                                    Err(_) => http.metrics.limit(Limit::Slow),
+                                }
+                            }
+                        }
+                        http.metrics.http_connections.dec();
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept of an HTTP connection failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    };
+    // Around both waits, so that a full house cannot hold up a shutdown.
+    tokio::select! { () = drain.cancelled() => {}, () = accept => {} }
+    drop(listener);
+    open.close();
+    open.wait().await;
+}
+
+async fn connection(
+    http: &Arc<Http>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    drain: CancellationToken,
+) {
+    let service = service_fn(|request| {
+        let http = Arc::clone(http);
+        async move { Ok::<_, std::convert::Infallible>(http.answer(request, peer.ip()).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(http.config.header_timeout)
+        .max_headers(http.config.headers_max)
+        .max_buf_size(http.config.header_bytes_max)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        if error.is_timeout() {
+            http.metrics.limit(Limit::Slow);
+        }
+        tracing::debug!(%peer, %error, "an HTTP connection ended");
+    }
+}
