@@ -105,6 +105,23 @@ impl Header {
     }
 }
 
+/// Why a segment could not be made.
+#[derive(Debug)]
+pub(super) enum CreateError {
+    /// No room, no descriptor: nothing was promised about the file, and it can be tried again.
+    Again(io::Error),
+    /// A sync failed: what the disk says afterwards cannot be believed.
+    Sync(io::Error),
+}
+
+impl From<CreateError> for io::Error {
+    fn from(e: CreateError) -> io::Error {
+        match e {
+            CreateError::Again(e) | CreateError::Sync(e) => e,
+        }
+    }
+}
+
 /// An open segment.
 #[derive(Debug, Clone)]
 pub(super) struct Segment {
@@ -115,7 +132,12 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes a spare, complete before it has its name. The name is durable on return.
-    pub(super) fn create_spare(disk: &dyn Disk, dir: &Path, sequence: u64, allocated: u64) -> io::Result<Segment> {
+    pub(super) fn create_spare(
+        disk: &dyn Disk,
+        dir: &Path,
+        sequence: u64,
+        allocated: u64,
+    ) -> Result<Segment, CreateError> {
         let header = Header {
             sequence,
             allocated,
@@ -130,18 +152,18 @@ impl Segment {
     }
 
     /// Makes a segment with these records, complete and synced before it has its name. The name is durable on return.
-    pub(super) fn create(disk: &dyn Disk, dir: &Path, header: Header, records: &[u8]) -> io::Result<Segment> {
+    pub(super) fn create(disk: &dyn Disk, dir: &Path, header: Header, records: &[u8]) -> Result<Segment, CreateError> {
         let path = path_of(dir, header.sequence);
         let unfinished = path.with_extension("tmp");
         let made = (|| {
-            let file = disk.create(&unfinished, header.allocated)?;
-            file.write_at(0, &header.encode())?;
+            let file = disk.create(&unfinished, header.allocated).map_err(CreateError::Again)?;
+            file.write_at(0, &header.encode()).map_err(CreateError::Again)?;
             if !records.is_empty() {
-                file.write_at(HEADER_BYTES as u64, records)?;
+                file.write_at(HEADER_BYTES as u64, records).map_err(CreateError::Again)?;
             }
-            file.sync_data()?;
-            disk.rename(&unfinished, &path)?;
-            disk.sync_dir(dir)?;
+            file.sync_data().map_err(CreateError::Sync)?;
+            disk.rename(&unfinished, &path).map_err(CreateError::Again)?;
+            disk.sync_dir(dir).map_err(CreateError::Sync)?;
             Ok(file)
         })();
         match made {

@@ -19,7 +19,7 @@ use super::{
     lock,
     record::{self, Kind, Record},
     recover::{Facts, Found, opening, seal},
-    segment::{HEADER_BYTES, Segment},
+    segment::{CreateError, HEADER_BYTES, Segment},
 };
 
 /// Between two tries to allocate a segment on a full disk.
@@ -141,20 +141,22 @@ impl Writer {
 
     /// Until the log is closed or all handles are gone.
     pub(super) fn run(mut self) {
-        self.allocate_ahead();
+        if let Err(e) = self.allocate_ahead() {
+            return self.fail(&e, Vec::new());
+        }
         while let Some(batch) = self.gather() {
             let closing = batch.iter().any(|queued| matches!(queued.op, Op::Close));
             match self.drain(&batch) {
                 Ok(placed) => {
                     self.publish(placed);
+                    // Whoever closes may open the directory again at once: nothing touches it after the answer.
                     if closing {
-                        // Whoever closes may open the directory again at once: nothing touches it after the answer.
-                        self.remove_purged();
                         return finish(batch, || Ok(()));
                     }
                     finish(batch, || Ok(()));
-                    self.remove_purged();
-                    self.allocate_ahead();
+                    if let Err(e) = self.remove_purged().and_then(|()| self.allocate_ahead()) {
+                        return self.fail(&e, Vec::new());
+                    }
                 }
                 Err(e) => return self.fail(&e, batch),
             }
@@ -291,13 +293,14 @@ impl Writer {
         loop {
             match self.allocate(room) {
                 Ok(segment) => return Ok(segment),
-                Err(e) if e.kind() != io::ErrorKind::StorageFull || self.queue.is_closed() => return Err(e),
-                Err(_) => std::thread::sleep(FULL_RETRY),
+                Err(CreateError::Sync(e)) => return Err(e),
+                Err(CreateError::Again(e)) if self.queue.is_closed() => return Err(e),
+                Err(CreateError::Again(_)) => std::thread::sleep(FULL_RETRY),
             }
         }
     }
 
-    fn allocate(&mut self, room: u64) -> io::Result<Segment> {
+    fn allocate(&mut self, room: u64) -> Result<Segment, CreateError> {
         let config = &self.shared.config;
         let allocated = config.segment_bytes.max(room);
         let made = Segment::create_spare(&*self.shared.disk, &config.dir, self.next_sequence, allocated);
@@ -306,7 +309,7 @@ impl Writer {
             self.full = full;
             self.shared.full.store(full, Ordering::SeqCst);
             match &made {
-                Err(e) => tracing::warn!(error = %e, "no room for the next log segment"),
+                Err(e) => tracing::warn!(error = ?e, "the next log segment cannot be allocated"),
                 Ok(_) => tracing::info!("the log has room again"),
             }
         }
@@ -315,11 +318,16 @@ impl Writer {
         Ok(made)
     }
 
-    fn allocate_ahead(&mut self) {
+    /// A full disk is not fatal: it is tried again after the next drain, and without fail when the segment is needed.
+    fn allocate_ahead(&mut self) -> io::Result<()> {
         if self.spare.is_none() {
-            // Not fatal: tried again after the next drain, and without fail when it is needed.
-            self.spare = self.allocate(0).ok();
+            match self.allocate(0) {
+                Ok(spare) => self.spare = Some(spare),
+                Err(CreateError::Again(_)) => {}
+                Err(CreateError::Sync(e)) => return Err(e),
+            }
         }
+        Ok(())
     }
 
     fn publish(&self, placed: Vec<Placed>) {
@@ -331,20 +339,18 @@ impl Writer {
     }
 
     /// Removes segments that no group needs, oldest first, each durably before the next.
-    fn remove_purged(&mut self) {
+    fn remove_purged(&mut self) -> io::Result<()> {
         let needed = self.groups.values().filter_map(|written| written.runs.front()).map(|(segment, _)| *segment).min();
         let needed = needed.unwrap_or(u64::MAX).min(self.current.header.sequence);
         loop {
-            let oldest = lock(&self.shared.segments)
-                .first_key_value()
-                .map(|(sequence, segment)| (*sequence, segment.path.clone()));
-            let Some((sequence, path)) = oldest.filter(|(sequence, _)| *sequence < needed) else { return };
-            let disk = &self.shared.disk;
-            if let Err(e) = disk.remove(&path).and_then(|()| disk.sync_dir(&self.shared.config.dir)) {
-                tracing::warn!(error = %e, path = %path.display(), "a log segment that is not needed cannot be removed");
-                return;
+            let oldest = lock(&self.shared.segments).first_key_value().map(|(_, segment)| segment.clone());
+            let Some(oldest) = oldest.filter(|segment| segment.header.sequence < needed) else { return Ok(()) };
+            if let Err(e) = self.shared.disk.remove(&oldest.path) {
+                tracing::warn!(error = %e, segment = oldest.name(), "a log segment that is not needed cannot be removed");
+                return Ok(());
             }
-            lock(&self.shared.segments).remove(&sequence);
+            self.shared.disk.sync_dir(&self.shared.config.dir)?;
+            lock(&self.shared.segments).remove(&oldest.header.sequence);
         }
     }
 

@@ -262,11 +262,15 @@ impl Group {
     }
 
     /// Whether no other replica can lead at this moment: a quorum has answered something that was sent less than the election
-    /// minimum ago (no voter of it votes before the election maximum). The gap between the two is the margin for clocks.
+    /// minimum ago (no voter of it votes before the election maximum). The gap between the two is the margin for clocks. A
+    /// sole voter that leads needs nobody's answer.
     pub fn lease_valid(&self) -> bool {
         let leadership = *self.leadership.borrow();
         if !leadership.is_leader || self.given_up.load(Ordering::SeqCst) >= leadership.term {
             return false;
+        }
+        if watcher::is_sole_voter(&self.local, &self.raft) {
+            return true;
         }
         let metrics = self.raft.data_metrics();
         let acked = metrics.borrow_watched().last_quorum_acked;

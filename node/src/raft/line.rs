@@ -38,7 +38,7 @@ pub(super) const FRAME_BYTES_MAX: usize = 64 << 20;
 /// A frame is closed when its calls reach this many bytes.
 const FRAME_BYTES: usize = 1 << 20;
 /// Calls that may wait for a frame.
-const QUEUE: usize = 256;
+const QUEUE: usize = 64;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a failed dial all who ask within this time get its error: one dial for all groups.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use martlet_proto::cluster::raft::{
     LivenessFrameReply, LivenessReply, SnapshotChunk, SnapshotReply, append_reply, liveness_call, liveness_reply,
 };
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,6 +27,8 @@ use crate::log::GroupId;
 
 /// Replies that may wait to be sent on one stream.
 const REPLIES: usize = 1024;
+/// Calls of one liveness stream that are worked on at once; more wait in the connection.
+const LIVENESS_CALLS: usize = 1024;
 /// Replies in one frame.
 const FRAME_REPLIES: usize = 512;
 
@@ -61,14 +63,17 @@ impl wire::raft_server::Raft for RaftService {
         let (replies, frames) = self.replies(|replies| LivenessFrameReply { replies });
         let network = self.network.clone();
         let mut calls = request.into_inner();
+        let slots = Arc::new(Semaphore::new(LIVENESS_CALLS));
         self.network.spawn(async move {
             while let Ok(Some(frame)) = calls.message().await {
                 for call in frame.calls {
+                    let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
                     let (network, replies) = (network.clone(), replies.clone());
                     network.clone().spawn(async move {
                         let reply = answer(&network, call).await;
                         // The caller has gone: so has its interest.
                         let _ = replies.send(reply).await;
+                        drop(slot);
                     });
                 }
             }

@@ -202,6 +202,8 @@ async fn three_nodes_elect_a_leader_and_all_apply_what_it_proposes() {
         Err(ProposeError::NotLeader { leader: Some(leader.group.replica()), term })
     );
     assert!(!follower.group.lease_valid());
+    tokio::time::sleep(2 * settings().election_max).await;
+    assert!(cluster.leader().await.group.lease_valid(), "heartbeats keep the lease of an idle group");
     assert_eq!(follower.group.initialize(cluster.members()).await, Ok(false));
     cluster.stop().await;
 }
@@ -320,6 +322,8 @@ async fn a_sole_voter_goes_on_after_a_restart_even_if_it_dropped_a_drain() {
     cluster.start(1, disk).await;
     let node = cluster.leader().await;
     node.propose("c").await.unwrap();
+    tokio::time::sleep(2 * settings().election_max).await;
+    assert!(node.group.lease_valid(), "there is nobody else who could lead");
     assert!(!node.log.group(GROUP).is_behind());
     assert_eq!(node.has_applied(2).await, words(&["a", "c"]), "what a sole voter drops is gone");
     cluster.stop().await;

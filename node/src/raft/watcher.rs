@@ -113,7 +113,8 @@ fn has_caught_up(local: &Local, raft: &Raft) -> bool {
         && committed.is_some_and(|committed| position(&committed).term == vote.term)
 }
 
-fn is_sole_voter(local: &Local, raft: &Raft) -> bool {
+/// Nobody else can lead.
+pub(super) fn is_sole_voter(local: &Local, raft: &Raft) -> bool {
     let server = raft.server_metrics();
     let membership = server.borrow_watched().membership_config.clone();
     let mut voters = membership.voter_ids();
