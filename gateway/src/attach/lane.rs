@@ -30,6 +30,10 @@ use super::{AttachConfig, ShardMap};
 /// than `device_credit_bytes` / this.
 const QUEUE_MAX: usize = 4_096;
 
+/// Low bits of the number by which nodes know an attachment: which ask it is. What is still under way for an earlier ask, on
+/// another stream, thus names an attachment that is no more, and can neither be taken for the new one nor end it.
+const ROUND_BITS: u32 = 20;
+
 /// What the driver must do, in this order.
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -148,6 +152,11 @@ enum Stand {
     Asked(u64),
     /// Attached at this node, in this term.
     Attached(u64, u64),
+}
+
+/// The number by which nodes know this ask of an attachment.
+fn numbered(attach: u64, round: u32) -> u64 {
+    (attach << ROUND_BITS) | (u64::from(round) & ((1 << ROUND_BITS) - 1))
 }
 
 impl Stand {
@@ -457,7 +466,7 @@ impl Lane {
             let Some(node) = entry.stand.node() else { continue };
             let written = queue::Written {
                 shard: u32::from(entry.shard.0),
-                attach,
+                attach: numbered(attach, entry.round),
                 through: sequence_bytes(sum.through),
                 credit_bytes: sum.credit_bytes,
             };
@@ -501,7 +510,8 @@ impl Lane {
     }
 
     fn attached(&mut self, node: u64, attached: queue::Attached, now: Instant) {
-        let Some(entry) = self.entries.get_mut(&attached.attach) else { return };
+        let Some(attach) = self.known(node, attached.attach) else { return };
+        let Some(entry) = self.entries.get_mut(&attach) else { return };
         if entry.stand != Stand::Asked(node) {
             return;
         }
@@ -512,19 +522,16 @@ impl Lane {
         let view = self.shards.entry(shard).or_default();
         if attached.term < view.term {
             // From before a term we know: whoever leads now has to be asked.
-            self.clear(attached.attach);
-            self.schedule(attached.attach, now + self.config.batch_wait);
+            self.clear(attach);
+            self.schedule(attach, now + self.config.batch_wait);
         } else {
             self.led(shard, node, attached.term, now);
         }
     }
 
     fn attach_refused(&mut self, node: u64, refused: queue::AttachRefused, now: Instant) {
-        let Some(entry) = self.entries.get(&refused.attach) else { return };
-        if entry.stand.node() != Some(node) {
-            return;
-        }
-        let shard = entry.shard;
+        let Some(attach) = self.known(node, refused.attach) else { return };
+        let Some(shard) = self.entries.get(&attach).map(|entry| entry.shard) else { return };
         match refused.why {
             Some(attach_refused::Why::Superseded(_)) => return self.superseded(node, refused.attach),
             Some(attach_refused::Why::Redirect(redirect)) => self.redirected(shard, node, redirect),
@@ -533,8 +540,8 @@ impl Lane {
             }
             Some(attach_refused::Why::Refused(_)) | None => {}
         }
-        self.clear(refused.attach);
-        let failures = self.entries.get_mut(&refused.attach).map_or(0, |entry| {
+        self.clear(attach);
+        let failures = self.entries.get_mut(&attach).map_or(0, |entry| {
             entry.failures += 1;
             entry.failures
         });
@@ -543,7 +550,7 @@ impl Lane {
         } else {
             self.backoff(failures)
         };
-        self.schedule(refused.attach, now + wait);
+        self.schedule(attach, now + wait);
     }
 
     /// A node says that it does not lead the shard, and perhaps who does.
@@ -563,8 +570,8 @@ impl Lane {
         }
     }
 
-    fn superseded(&mut self, node: u64, attach: u64) {
-        if self.entries.get(&attach).is_some_and(|entry| entry.stand.node() == Some(node)) {
+    fn superseded(&mut self, node: u64, number: u64) {
+        if let Some(attach) = self.known(node, number) {
             self.clear(attach);
             if let Some(entry) = self.entries.get_mut(&attach) {
                 entry.stand = Stand::Idle;
@@ -614,8 +621,8 @@ impl Lane {
         if delivery.term > view.term {
             self.led(shard, node, delivery.term, now);
         }
-        let here = |entry: &&mut Entry| entry.shard == shard && entry.stand.node() == Some(node);
-        let Some(entry) = self.entries.get_mut(&delivery.attach).filter(here) else {
+        let known = self.known(node, delivery.attach).filter(|attach| self.entries[attach].shard == shard);
+        let Some((attach, entry)) = known.and_then(|attach| Some((attach, self.entries.get_mut(&attach)?))) else {
             self.owe(node, cost_bytes);
             let returned =
                 queue::Returned { shard: delivery.shard, attach: delivery.attach, sequence: delivery.sequence };
@@ -642,11 +649,18 @@ impl Lane {
             message,
         };
         if entry.under_way_bytes > 2 * self.config.device_credit_bytes || entry.under_way_len > QUEUE_MAX {
-            self.detach(delivery.attach);
-            self.actions.push_back(Action::Tell { attach: delivery.attach, note: Note::Overrun });
+            self.detach(attach);
+            self.actions.push_back(Action::Tell { attach, note: Note::Overrun });
         } else {
-            self.actions.push_back(Action::Place { attach: delivery.attach, delivery: Box::new(placed) });
+            self.actions.push_back(Action::Place { attach, delivery: Box::new(placed) });
         }
+    }
+
+    /// The attachment that this node knows by a number, if its ask is the one in force.
+    fn known(&self, node: u64, number: u64) -> Option<u64> {
+        let attach = number >> ROUND_BITS;
+        let entry = self.entries.get(&attach)?;
+        (entry.stand.node() == Some(node) && numbered(attach, entry.round) == number).then_some(attach)
     }
 
     /// Forgets what is under way to the attachment, here and in its queue, and gives the stream its credit back.
@@ -675,13 +689,14 @@ impl Lane {
     /// Tells the node, if one knows of the attachment, that it ends there; it is wanted nowhere then.
     fn detach(&mut self, attach: u64) {
         let Some(entry) = self.entries.get(&attach) else { return };
-        let (node, shard) = (entry.stand.node(), entry.shard);
+        let (node, shard, number) = (entry.stand.node(), entry.shard, numbered(attach, entry.round));
         self.clear(attach);
         if let Some(entry) = self.entries.get_mut(&attach) {
             entry.stand = Stand::Idle;
         }
         if let Some(node) = node.filter(|node| self.is_up(*node)) {
-            let request = control(control_request::Kind::Detach(queue::Detach { shard: u32::from(shard.0), attach }));
+            let request =
+                control(control_request::Kind::Detach(queue::Detach { shard: u32::from(shard.0), attach: number }));
             self.actions.push_back(Action::Control { node, request });
         }
     }
@@ -698,7 +713,7 @@ impl Lane {
         entry.stand = Stand::Asked(node);
         entry.round += 1;
         let ask = queue::Attach {
-            attach,
+            attach: numbered(attach, entry.round),
             device_tag: entry.tag.0,
             session: entry.session,
             credit_bytes: self.config.device_credit_bytes,

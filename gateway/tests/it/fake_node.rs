@@ -29,11 +29,13 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// What every delivery of the fake costs.
 pub(crate) const COST: u64 = 1_000;
 
-type LinkName = (Bytes, u32);
+/// Names a pair of streams: never used twice, so that what still comes on a lost pair counts for nothing.
+type LinkId = u64;
 type Out<T> = mpsc::Sender<Result<T, Status>>;
 
 #[derive(Debug, Default)]
 struct Link {
+    name: (Bytes, u32),
     control: Option<Out<ControlReply>>,
     deliver: Option<Out<DeliverReply>>,
 }
@@ -41,7 +43,7 @@ struct Link {
 #[derive(Debug)]
 struct Attached {
     attach: u64,
-    link: LinkName,
+    link: LinkId,
     session: queue::Session,
     sent: Option<Sequence>,
     credit: u64,
@@ -54,9 +56,10 @@ struct State {
     index: u64,
     mailboxes: BTreeMap<u64, BTreeMap<Sequence, Message>>,
     attached: BTreeMap<u64, Attached>,
-    links: BTreeMap<LinkName, Link>,
+    links: BTreeMap<LinkId, Link>,
+    last_link: LinkId,
     /// Acks that are not confirmed while `holds_acks`.
-    held: Vec<(LinkName, u64)>,
+    held: Vec<(LinkId, u64)>,
     holds_acks: bool,
     acks_seen: u64,
     attaches: Vec<queue::Attach>,
@@ -119,7 +122,7 @@ impl FakeNode {
         let mut state = self.lock();
         state.holds_acks = false;
         for (link, ack) in std::mem::take(&mut state.held) {
-            state.reply(&link, control_reply::Kind::Acked(queue::Acked { acks: vec![ack] }));
+            state.reply(link, control_reply::Kind::Acked(queue::Acked { acks: vec![ack] }));
         }
     }
 
@@ -128,9 +131,9 @@ impl FakeNode {
         let mut state = self.lock();
         state.term += 1;
         state.attached.clear();
-        let links: Vec<LinkName> = state.links.keys().cloned().collect();
+        let links: Vec<LinkId> = state.links.keys().copied().collect();
         for link in links {
-            state.announce(&link);
+            state.announce(link);
         }
     }
 
@@ -165,8 +168,11 @@ impl FakeNode {
         self.state.lock().unwrap()
     }
 
-    fn control_request(&self, link: &LinkName, request: ControlRequest) {
+    fn control_request(&self, link: LinkId, request: ControlRequest) {
         let mut state = self.lock();
+        if !state.links.contains_key(&link) {
+            return;
+        }
         match request.kind.unwrap() {
             control_request::Kind::Attach(batch) => {
                 for ask in batch.attaches {
@@ -179,11 +185,14 @@ impl FakeNode {
         }
     }
 
-    fn deliver_request(&self, link: &LinkName, request: DeliverRequest) {
+    fn deliver_request(&self, link: LinkId, request: DeliverRequest) {
         let mut state = self.lock();
+        if !state.links.contains_key(&link) {
+            return;
+        }
         match request.kind.unwrap() {
             deliver_request::Kind::Written(written) => {
-                let at = state.attached.iter_mut().find(|(_, at)| at.attach == written.attach && at.link == *link);
+                let at = state.attached.iter_mut().find(|(_, at)| at.attach == written.attach && at.link == link);
                 let Some((&tag, at)) = at else { return };
                 at.credit += written.credit_bytes;
                 if let Some(through) = Sequence::from_bytes(&written.through) {
@@ -199,7 +208,7 @@ impl FakeNode {
 }
 
 impl State {
-    fn attach(&mut self, link: &LinkName, ask: queue::Attach) {
+    fn attach(&mut self, link: LinkId, ask: queue::Attach) {
         self.attaches.push(ask.clone());
         if let Some(older) = self.attached.remove(&ask.device_tag) {
             if ask.session.is_some_and(|session| session.counter < older.session.counter) {
@@ -209,20 +218,23 @@ impl State {
                 self.attached.insert(ask.device_tag, older);
                 return;
             }
-            let superseded = queue::Superseded { attach: older.attach };
-            self.reply(&older.link, control_reply::Kind::Superseded(superseded));
+            // The same connection again is no newer one.
+            if ask.session != Some(older.session) {
+                let superseded = queue::Superseded { attach: older.attach };
+                self.reply(older.link, control_reply::Kind::Superseded(superseded));
+            }
         }
         self.sessions += 1;
         let session = ask.session.unwrap_or(queue::Session { term: self.term, counter: self.sessions });
         let attached = queue::Attached { attach: ask.attach, shard: 0, term: self.term, session: Some(session) };
         self.reply(link, control_reply::Kind::Attached(attached));
         let sent = Sequence::from_bytes(&ask.written_through);
-        let at = Attached { attach: ask.attach, link: link.clone(), session, sent, credit: ask.credit_bytes };
+        let at = Attached { attach: ask.attach, link, session, sent, credit: ask.credit_bytes };
         self.attached.insert(ask.device_tag, at);
         self.pump(ask.device_tag);
     }
 
-    fn ack(&mut self, link: &LinkName, ack: &queue::Ack) {
+    fn ack(&mut self, link: LinkId, ack: &queue::Ack) {
         self.acks_seen += 1;
         if let Some(mailbox) = self.mailboxes.get_mut(&ack.device_tag) {
             mailbox.retain(|sequence, message| {
@@ -231,7 +243,7 @@ impl State {
             });
         }
         if self.holds_acks {
-            self.held.push((link.clone(), ack.ack));
+            self.held.push((link, ack.ack));
         } else {
             self.reply(link, control_reply::Kind::Acked(queue::Acked { acks: vec![ack.ack] }));
         }
@@ -268,14 +280,29 @@ impl State {
         }
     }
 
-    fn reply(&self, link: &LinkName, kind: control_reply::Kind) {
-        if let Some(out) = self.links.get(link).and_then(|link| link.control.as_ref()) {
+    /// The pair of this name that still lacks the half; a pair that has it is over.
+    fn pair(&mut self, name: (Bytes, u32), has_half: impl Fn(&Link) -> bool) -> LinkId {
+        let open = self.links.iter().find(|(_, link)| link.name == name).map(|(id, link)| (*id, has_half(link)));
+        if let Some((id, false)) = open {
+            return id;
+        }
+        if let Some((id, true)) = open {
+            self.links.remove(&id);
+            self.attached.retain(|_, at| at.link != id);
+        }
+        self.last_link += 1;
+        self.links.insert(self.last_link, Link { name, ..Link::default() });
+        self.last_link
+    }
+
+    fn reply(&self, link: LinkId, kind: control_reply::Kind) {
+        if let Some(out) = self.links.get(&link).and_then(|link| link.control.as_ref()) {
             out.try_send(Ok(ControlReply { kind: Some(kind) })).unwrap();
         }
     }
 
-    fn announce(&self, link: &LinkName) {
-        if let Some(out) = self.links.get(link).and_then(|link| link.deliver.as_ref()) {
+    fn announce(&self, link: LinkId) {
+        if let Some(out) = self.links.get(&link).and_then(|link| link.deliver.as_ref()) {
             let led = queue::Led { shard: 0, term: self.term };
             out.try_send(Ok(DeliverReply { kind: Some(deliver_reply::Kind::Led(led)) })).unwrap();
         }
@@ -303,12 +330,16 @@ impl Queue for FakeNode {
             return Err(Status::invalid_argument("no Hello"));
         };
         let (out, replies) = mpsc::channel(100_000);
-        let link = (hello.gateway, hello.link);
-        self.lock().links.entry(link.clone()).or_default().control = Some(out);
+        let link = {
+            let mut state = self.lock();
+            let link = state.pair((hello.gateway, hello.link), |link| link.control.is_some());
+            state.links.get_mut(&link).unwrap().control = Some(out);
+            link
+        };
         let node = self.clone();
         self.tasks.spawn(async move {
             while let Some(Ok(request)) = requests.next().await {
-                node.control_request(&link, request);
+                node.control_request(link, request);
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))
@@ -323,16 +354,17 @@ impl Queue for FakeNode {
             return Err(Status::invalid_argument("no Hello"));
         };
         let (out, replies) = mpsc::channel(100_000);
-        let link = (hello.gateway, hello.link);
-        {
+        let link = {
             let mut state = self.lock();
-            state.links.entry(link.clone()).or_default().deliver = Some(out);
-            state.announce(&link);
-        }
+            let link = state.pair((hello.gateway, hello.link), |link| link.deliver.is_some());
+            state.links.get_mut(&link).unwrap().deliver = Some(out);
+            state.announce(link);
+            link
+        };
         let node = self.clone();
         self.tasks.spawn(async move {
             while let Some(Ok(request)) = requests.next().await {
-                node.deliver_request(&link, request);
+                node.deliver_request(link, request);
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(replies))))

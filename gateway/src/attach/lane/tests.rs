@@ -43,11 +43,16 @@ fn sequence(index: u64) -> Sequence {
     Sequence { incarnation: 0, index, position: 0 }
 }
 
-fn delivery(attach: u64, term: u64, index: u64, cost_bytes: u64) -> DeliverReply {
+/// By what number the node in question knows the attachment now.
+fn number(lane: &Lane, attach: u64) -> u64 {
+    numbered(attach, lane.entries.get(&attach).map_or(0, |entry| entry.round))
+}
+
+fn delivery(lane: &Lane, attach: u64, term: u64, index: u64, cost_bytes: u64) -> DeliverReply {
     let delivery = queue::Delivery {
         shard: 0,
         term,
-        attach,
+        attach: number(lane, attach),
         sequence: sequence_bytes(Some(sequence(index))),
         remaining_ms: 1_000,
         message: Some(queue::Message::default()),
@@ -64,13 +69,17 @@ fn reply(kind: control_reply::Kind) -> ControlReply {
     ControlReply { kind: Some(kind) }
 }
 
-fn attached(attach: u64, term: u64, counter: u64) -> ControlReply {
+fn attached(lane: &Lane, attach: u64, term: u64, counter: u64) -> ControlReply {
     let session = Some(queue::Session { term, counter });
-    reply(control_reply::Kind::Attached(queue::Attached { attach, shard: 0, term, session }))
+    reply(control_reply::Kind::Attached(queue::Attached { attach: number(lane, attach), shard: 0, term, session }))
 }
 
-fn refused(attach: u64, why: attach_refused::Why) -> ControlReply {
-    reply(control_reply::Kind::AttachRefused(queue::AttachRefused { attach, shard: 0, why: Some(why) }))
+fn refused(lane: &Lane, attach: u64, why: attach_refused::Why) -> ControlReply {
+    reply(control_reply::Kind::AttachRefused(queue::AttachRefused {
+        attach: number(lane, attach),
+        shard: 0,
+        why: Some(why),
+    }))
 }
 
 fn redirect(leader_node: u64, term: u64) -> queue::Redirect {
@@ -86,7 +95,10 @@ fn asks(actions: &[Action]) -> Vec<(u64, u64, Bytes, Option<u64>)> {
         _ => None,
     });
     let asks = batches.flat_map(|(node, batch)| batch.attaches.iter().map(move |ask| (node, ask)));
-    asks.map(|(node, ask)| (node, ask.attach, ask.written_through.clone(), ask.session.map(|s| s.counter))).collect()
+    asks.map(|(node, ask)| {
+        (node, ask.attach >> ROUND_BITS, ask.written_through.clone(), ask.session.map(|s| s.counter))
+    })
+    .collect()
 }
 
 fn sent_acks(actions: &[Action]) -> Vec<(u64, u64)> {
@@ -125,7 +137,7 @@ fn attached_lane(config: AttachConfig, now: &mut Instant) -> Lane {
     lane.open(7, DeviceTag(70), SHARD);
     lane.attach(7, *now);
     settle(&mut lane, now, 100);
-    lane.control(A, attached(7, 1, 5), *now);
+    lane.control(A, attached(&lane, 7, 1, 5), *now);
     assert_eq!(actions(&mut lane), []);
     lane
 }
@@ -165,12 +177,12 @@ fn a_redirect_is_followed_at_once_and_a_refusal_tried_again_later() {
     lane.open(7, DeviceTag(70), SHARD);
     lane.attach(7, now);
     settle(&mut lane, &mut now, 100);
-    lane.control(A, refused(7, attach_refused::Why::Redirect(redirect(B, 4))), now);
+    lane.control(A, refused(&lane, 7, attach_refused::Why::Redirect(redirect(B, 4))), now);
     let before = now;
     assert_eq!(asks(&settle(&mut lane, &mut now, 100)), [(B, 7, Bytes::new(), None)]);
     assert_eq!(now - before, AttachConfig::default().batch_wait);
     let overloaded = queue::Refused { reason: queue::refused::Reason::Overloaded.into(), detail: String::new() };
-    lane.control(B, refused(7, attach_refused::Why::Refused(overloaded)), now);
+    lane.control(B, refused(&lane, 7, attach_refused::Why::Refused(overloaded)), now);
     let before = now;
     assert_eq!(asks(&settle(&mut lane, &mut now, 1_000)), [(B, 7, Bytes::new(), None)]);
     assert!(now - before >= AttachConfig::default().retry_min / 2);
@@ -188,7 +200,7 @@ fn a_redirect_to_a_node_out_of_reach_makes_the_next_replica_be_asked() {
     for _ in 0..3 {
         let ask = asks(&settle(&mut lane, &mut now, 5_000))[0].clone();
         asked.push(ask.0);
-        lane.control(ask.0, refused(7, attach_refused::Why::Redirect(redirect(99, 4))), now);
+        lane.control(ask.0, refused(&lane, 7, attach_refused::Why::Redirect(redirect(99, 4))), now);
     }
     assert_eq!(asked, [A, B, A]);
     lane.link_up(99, now);
@@ -207,7 +219,7 @@ fn a_node_that_knows_no_leader_makes_the_next_replica_be_asked() {
     for _ in 0..4 {
         let ask = asks(&settle(&mut lane, &mut now, 5_000))[0].clone();
         asked.push(ask.0);
-        lane.control(ask.0, refused(7, attach_refused::Why::Redirect(redirect(0, 0))), now);
+        lane.control(ask.0, refused(&lane, 7, attach_refused::Why::Redirect(redirect(0, 0))), now);
     }
     assert_eq!(asked, [A, B, A, B]);
 }
@@ -216,8 +228,8 @@ fn a_node_that_knows_no_leader_makes_the_next_replica_be_asked() {
 fn a_new_leader_makes_the_device_attach_there_with_its_session_above_what_was_written() {
     let mut now = start();
     let mut lane = attached_lane(AttachConfig::default(), &mut now);
-    lane.deliver(A, delivery(7, 1, 10, 100), now);
-    lane.deliver(A, delivery(7, 1, 11, 100), now);
+    lane.deliver(A, delivery(&lane, 7, 1, 10, 100), now);
+    lane.deliver(A, delivery(&lane, 7, 1, 11, 100), now);
     let round = match &actions(&mut lane)[0] {
         Action::Place { delivery, .. } => delivery.round,
         other => panic!("{other:?}"),
@@ -240,7 +252,7 @@ fn a_delivery_of_a_lower_term_is_dropped_and_its_stream_credit_comes_back() {
     lane.link_up(B, now);
     lane.deliver(B, led(2), now);
     actions(&mut lane);
-    lane.deliver(A, delivery(7, 1, 10, 100), now);
+    lane.deliver(A, delivery(&lane, 7, 1, 10, 100), now);
     let seen = actions(&mut lane);
     assert_eq!((placed(&seen), stream_credit(&seen)), (vec![], 100));
 }
@@ -282,15 +294,29 @@ fn a_lost_link_makes_its_devices_attach_elsewhere_spread_in_time() {
 }
 
 #[test]
+fn what_is_late_for_an_earlier_ask_at_the_same_node_and_term_is_not_taken_for_the_new_one() {
+    let mut now = start();
+    let mut lane = attached_lane(AttachConfig::default(), &mut now);
+    let (early, superseded) = (delivery(&lane, 7, 1, 10, 100), number(&lane, 7));
+    lane.control(A, refused(&lane, 7, attach_refused::Why::Redirect(redirect(0, 0))), now);
+    assert_eq!(asks(&settle(&mut lane, &mut now, 1_000)).len(), 1);
+    lane.deliver(A, early, now);
+    lane.control(A, reply(control_reply::Kind::Superseded(queue::Superseded { attach: superseded })), now);
+    let seen = actions(&mut lane);
+    assert!(placed(&seen).is_empty() && !seen.iter().any(|action| matches!(action, Action::Tell { .. })), "{seen:?}");
+}
+
+#[test]
 fn a_delivery_for_nobody_is_handed_back() {
     let mut now = start();
     let config = AttachConfig { stream_credit_bytes: 800, ..AttachConfig::default() };
     let mut lane = attached_lane(config, &mut now);
+    let (known, late) = (number(&lane, 7), delivery(&lane, 7, 1, 10, 100));
     lane.end(7, Acks::default());
-    let detach = control(control_request::Kind::Detach(queue::Detach { shard: 0, attach: 7 }));
+    let detach = control(control_request::Kind::Detach(queue::Detach { shard: 0, attach: known }));
     assert_eq!(actions(&mut lane), [Action::Control { node: A, request: detach }]);
-    lane.deliver(A, delivery(7, 1, 10, 100), now);
-    let returned = queue::Returned { shard: 0, attach: 7, sequence: sequence_bytes(Some(sequence(10))) };
+    lane.deliver(A, late, now);
+    let returned = queue::Returned { shard: 0, attach: known, sequence: sequence_bytes(Some(sequence(10))) };
     let seen = actions(&mut lane);
     assert_eq!(stream_credit(&seen), 100);
     let request = DeliverRequest { kind: Some(deliver_request::Kind::Returned(returned)) };
@@ -303,7 +329,7 @@ fn what_is_written_is_told_once_for_many_and_gives_credit_back() {
     let mut now = start();
     let mut lane = attached_lane(AttachConfig::default(), &mut now);
     for index in 10..13 {
-        lane.deliver(A, delivery(7, 1, index, 100), now);
+        lane.deliver(A, delivery(&lane, 7, 1, index, 100), now);
     }
     let seen = actions(&mut lane);
     assert_eq!(placed(&seen), [(7, 10), (7, 11), (7, 12)]);
@@ -313,8 +339,12 @@ fn what_is_written_is_told_once_for_many_and_gives_credit_back() {
         lane.written(7, round, Some(sequence(index)), 100);
     }
     lane.flush();
-    let written =
-        queue::Written { shard: 0, attach: 7, through: sequence_bytes(Some(sequence(12))), credit_bytes: 300 };
+    let written = queue::Written {
+        shard: 0,
+        attach: number(&lane, 7),
+        through: sequence_bytes(Some(sequence(12))),
+        credit_bytes: 300,
+    };
     let request = DeliverRequest { kind: Some(deliver_request::Kind::Written(written)) };
     assert_eq!(actions(&mut lane), [Action::Deliver { node: A, request }]);
     lane.flush();
@@ -341,7 +371,7 @@ fn mc_15_core_a_second_connection_of_a_device_here_supersedes_the_first() {
 fn mc_15_core_a_connection_elsewhere_supersedes_by_the_nodes_word() {
     let mut now = start();
     let mut lane = attached_lane(AttachConfig::default(), &mut now);
-    lane.control(A, reply(control_reply::Kind::Superseded(queue::Superseded { attach: 7 })), now);
+    lane.control(A, reply(control_reply::Kind::Superseded(queue::Superseded { attach: number(&lane, 7) })), now);
     assert_eq!(actions(&mut lane), [Action::Tell { attach: 7, note: Note::Superseded }]);
     lane.deliver(A, led(2), now);
     assert_eq!(asks(&settle(&mut lane, &mut now, 1_000)), []);
@@ -419,7 +449,7 @@ fn a_node_that_sends_far_beyond_its_credit_costs_the_device_its_connection_not_t
     let config = AttachConfig { device_credit_bytes: 1_000, ..AttachConfig::default() };
     let mut lane = attached_lane(config, &mut now);
     for index in 0..100 {
-        lane.deliver(A, delivery(7, 1, index, 100), now);
+        lane.deliver(A, delivery(&lane, 7, 1, index, 100), now);
     }
     let seen = actions(&mut lane);
     assert_eq!(placed(&seen).len(), 20);
@@ -479,7 +509,7 @@ proptest! {
                     if up[node as usize] {
                         index += 1;
                         owed[node as usize] += 10;
-                        lane.deliver(node, delivery(attach, term, index, 10), now);
+                        lane.deliver(node, delivery(&lane, attach, term, index, 10), now);
                         highest = highest.max(term);
                     }
                 }
@@ -497,7 +527,7 @@ proptest! {
                 }
                 Step::Attached { attach, term } => {
                     if let Some(node) = lane.entries.get(&attach).and_then(|entry| entry.stand.node()) {
-                        lane.control(node, attached(attach, term, attach), now);
+                        lane.control(node, attached(&lane, attach, term, attach), now);
                     }
                 }
                 Step::Down(node) => {

@@ -544,6 +544,46 @@ async fn a_new_term_and_lost_streams_cost_nothing_but_time_and_nothing_is_writte
     assert!(sessions.windows(2).all(|pair| pair[0] == pair[1]), "the connection keeps its session: {sessions:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_devices_receive_everything_once_and_in_order_across_terms_and_lost_streams() {
+    const DEVICES: u64 = 100;
+    const MESSAGES: u64 = 30;
+    let (gateway, node) = Gateway::with_node().await;
+    let mut reading = tokio::task::JoinSet::new();
+    for number in 1..=DEVICES {
+        let mut device = gateway.device(number).await;
+        reading.spawn(async move {
+            for message in 1..=MESSAGES {
+                assert_eq!(device.data().await.persistent_id, id(message), "device {number}");
+            }
+            device
+        });
+    }
+    for number in 1..=MESSAGES {
+        for device in 1..=DEVICES {
+            node.enqueue(gateway.tag(device), message(number));
+        }
+        match number % 10 {
+            3 => node.new_term(),
+            7 => node.drop_streams(),
+            _ => {}
+        }
+        // Lets the streams move between the disturbances.
+        tokio::task::yield_now().await;
+    }
+    let devices = tokio::time::timeout(PATIENCE, reading.join_all()).await.unwrap();
+    assert_eq!(devices.len(), 100);
+    // Acknowledged at once by all; the login was frame 1.
+    for mut device in devices {
+        device.ping(Some(i32::try_from(MESSAGES).unwrap() + 1)).await;
+        // The answer to the ping: nothing else was written meanwhile.
+        assert!(matches!(device.next().await, Some(Stanza::HeartbeatAck(_))));
+    }
+    for device in 1..=DEVICES {
+        eventually("everything is acknowledged", || node.waiting(gateway.tag(device)).is_empty()).await;
+    }
+}
+
 #[tokio::test]
 async fn an_ack_that_was_lost_with_its_stream_is_sent_again() {
     let (gateway, node) = Gateway::with_node().await;
