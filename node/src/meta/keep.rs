@@ -111,7 +111,7 @@ mod tests {
         let keeper = Keeper::open(Arc::new(RealDisk), dir.path()).unwrap();
         let mut kept = keeper.kept();
         let end = CancellationToken::new();
-        let running = tokio::task::spawn(keeper.clone().run(end.clone()));
+        let running = tokio_util::task::TaskTracker::new().spawn(keeper.clone().run(end.clone()));
         keeper.applied(&revision(4));
         keeper.applied(&revision(3));
         kept.wait_for(|state| state.revision == 4).await.unwrap();

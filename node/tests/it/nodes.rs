@@ -93,7 +93,7 @@ impl Nodes {
     pub(crate) async fn start_as(&mut self, id: usize, config: Config) -> Result<(), NodeError> {
         let node = Node::start(config).await?;
         let (started, drain) = (node.started(), CancellationToken::new());
-        let task = tokio::task::spawn(node.run(drain.clone()));
+        let task = tokio_util::task::TaskTracker::new().spawn(node.run(drain.clone()));
         self.running[id - 1] = Some(Running { started, drain, task });
         Ok(())
     }

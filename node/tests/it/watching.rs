@@ -69,10 +69,13 @@ async fn a_revocation_returns_when_the_gateway_has_confirmed_it() {
 
     let mut admin = nodes.admin(3);
     let request = RevokeKeyRequest { sender_id: "100000000001".into(), key_id: 1 };
-    let revoking = tokio::task::spawn(async move { admin.revoke_key(request).await.unwrap().into_inner() });
-    let revoked = watch.state(|state| state.projects[0].server_keys[0].revoked_ms != 0).await;
-    watch.say.send(hello(revoked.revision)).await.unwrap();
-    let reply = revoking.await.unwrap();
+    let confirming = async {
+        let revoked = watch.state(|state| state.projects[0].server_keys[0].revoked_ms != 0).await;
+        watch.say.send(hello(revoked.revision)).await.unwrap();
+        revoked
+    };
+    let (reply, revoked) = tokio::join!(admin.revoke_key(request), confirming);
+    let reply = reply.unwrap().into_inner();
     assert_eq!((reply.revision, reply.unconfirmed, reply.accepts_for_at_most_ms), (revoked.revision, vec![], 0));
     nodes.stop_all().await;
 }
