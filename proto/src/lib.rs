@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod device;
+pub mod http;
 pub mod limits;
 pub mod mcs;
 pub mod message;
