@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use martlet_proto::{
     cluster::queue::{Check, Enqueue, Operation, RegistrationRef, answer, operation},
+    http::reply::TargetOutcome,
     message::{MessageId, Priority, SenderId},
     refusal::Refusal,
     shard::Shard,
@@ -35,17 +36,6 @@ pub(crate) struct Order<'a> {
     pub(crate) dry_run: bool,
 }
 
-/// What became of one target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sent {
-    /// On a majority of disks; `canonical` is the token to use from now on, where the addressed one is superseded.
-    Accepted { id: MessageId, canonical: Option<RegistrationToken> },
-    /// A dry run: it would be accepted.
-    WouldBeAccepted { canonical: Option<RegistrationToken> },
-    /// Not accepted. An unknown outcome is [`Refusal::InternalServerError`], never a definite refusal.
-    Refused(Refusal),
-}
-
 /// A target whose operation is on its way.
 struct Waiting {
     index: usize,
@@ -60,8 +50,8 @@ pub(crate) async fn send(
     metrics: &Metrics,
     targets: &[String],
     order: &Order<'_>,
-) -> Vec<Sent> {
-    let mut sent: Vec<Option<Sent>> = targets.iter().map(|_| None).collect();
+) -> Vec<TargetOutcome> {
+    let mut sent: Vec<Option<TargetOutcome>> = targets.iter().map(|_| None).collect();
     let (mut waiting, mut operations) = (Vec::new(), Vec::new());
     for (index, target) in targets.iter().enumerate() {
         match verified(route, facts, target).await {
@@ -70,20 +60,20 @@ pub(crate) async fn send(
                 waiting.push(Waiting { index, id, tag: token.device_tag() });
                 operations.push(operation(facts, &token, id, order));
             }
-            Err(refusal) => sent[index] = Some(Sent::Refused(refusal)),
+            Err(refusal) => sent[index] = Some(TargetOutcome::Refused(refusal)),
         }
     }
     for (waiting, outcome) in waiting.into_iter().zip(route.submit(operations).await) {
         sent[waiting.index] = Some(judged(route, facts, &waiting, outcome, order.dry_run).await);
     }
-    let sent: Vec<Sent> = sent.into_iter().map(|sent| sent.expect("refused at once or sent")).collect();
+    let sent: Vec<TargetOutcome> = sent.into_iter().map(|sent| sent.expect("refused at once or sent")).collect();
     for sent in &sent {
         metrics.fate(match sent {
-            Sent::Accepted { .. } => Fate::Accepted,
-            Sent::WouldBeAccepted { .. } => Fate::DryRun,
-            Sent::Refused(Refusal::Unavailable) => Fate::Unavailable,
-            Sent::Refused(Refusal::InternalServerError) => Fate::Unknown,
-            Sent::Refused(_) => Fate::Refused,
+            TargetOutcome::Accepted { id: Some(_), .. } => Fate::Accepted,
+            TargetOutcome::Accepted { id: None, .. } => Fate::DryRun,
+            TargetOutcome::Refused(Refusal::Unavailable) => Fate::Unavailable,
+            TargetOutcome::Refused(Refusal::InternalServerError) => Fate::Unknown,
+            TargetOutcome::Refused(_) => Fate::Refused,
         });
     }
     sent
@@ -123,23 +113,24 @@ fn operation(facts: &Facts, token: &RegistrationToken, id: MessageId, order: &Or
     (facts.shard(token.device_tag()), operation)
 }
 
-async fn judged(route: &Route, facts: &Facts, waiting: &Waiting, outcome: Outcome, dry_run: bool) -> Sent {
+async fn judged(route: &Route, facts: &Facts, waiting: &Waiting, outcome: Outcome, dry_run: bool) -> TargetOutcome {
     match outcome {
         Outcome::Answered(answer::Kind::Accepted(accepted)) => {
             let canonical = match accepted.canonical {
                 Some(registration) => token_of(route, facts, waiting.tag, &registration).await,
                 None => None,
             };
-            if dry_run { Sent::WouldBeAccepted { canonical } } else { Sent::Accepted { id: waiting.id, canonical } }
+            let canonical = canonical.map(|token| token.to_string());
+            TargetOutcome::Accepted { id: (!dry_run).then_some(waiting.id), canonical }
         }
         Outcome::Answered(answer::Kind::Refusal(refusal)) => {
             let refusal = martlet_proto::cluster::queue::Refusal::try_from(refusal).unwrap_or_default();
-            Sent::Refused(refusal.into())
+            TargetOutcome::Refused(refusal.into())
         }
-        Outcome::Unavailable => Sent::Refused(Refusal::Unavailable),
+        Outcome::Unavailable => TargetOutcome::Refused(Refusal::Unavailable),
         // Another kind of answer than was asked for is a defect of the node: what it did is not known.
         Outcome::Answered(answer::Kind::Registered(_) | answer::Kind::Unregistered(_) | answer::Kind::Resolved(_))
-        | Outcome::Unknown => Sent::Refused(Refusal::InternalServerError),
+        | Outcome::Unknown => TargetOutcome::Refused(Refusal::InternalServerError),
     }
 }
 

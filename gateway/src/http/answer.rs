@@ -10,15 +10,10 @@ use hyper::{
     Response, StatusCode,
     header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
+use martlet_proto::http::reply::{HTML_TYPE, JSON_TYPE, TEXT_TYPE, UNAUTHORIZED_PAGE};
 
-pub(crate) const JSON: &str = "application/json; charset=UTF-8";
-pub(crate) const TEXT: &str = "text/plain; charset=UTF-8";
-const HTML: &str = "text/html; charset=UTF-8";
-pub(crate) const PROTOBUF: &str = "application/x-protobuffer";
-
-/// The page of a refused key. Clients look for the word in it. Source: gcm-http.md section 7.1.
-const UNAUTHORIZED: &str = "<HTML>\n<HEAD>\n<TITLE>Unauthorized</TITLE>\n</HEAD>\n<BODY BGCOLOR=\"#FFFFFF\" \
-                            TEXT=\"#000000\">\n<H1>Unauthorized</H1>\n<H2>Error 401</H2>\n</BODY>\n</HTML>\n";
+/// Media type of check-in answers.
+const PROTOBUF: &str = "application/x-protobuffer";
 
 /// Status, type, body, further headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,21 +25,29 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+    fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         Self { status, content_type, body: body.into(), headers: Vec::new() }
     }
 
     pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self::new(status, TEXT, body)
+        Self::new(status, TEXT_TYPE, body)
+    }
+
+    pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self::new(status, JSON_TYPE, body)
+    }
+
+    pub(crate) fn ok_protobuf(body: impl Into<Bytes>) -> Self {
+        Self::new(StatusCode::OK, PROTOBUF, body)
     }
 
     pub(crate) fn ok_json(body: impl Into<Bytes>) -> Self {
-        Self::new(StatusCode::OK, JSON, body)
+        Self::json(StatusCode::OK, body)
     }
 
     /// The server key is missing, malformed, unknown or revoked.
     pub(crate) fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, HTML, UNAUTHORIZED)
+        Self::new(StatusCode::UNAUTHORIZED, HTML_TYPE, UNAUTHORIZED_PAGE)
     }
 
     /// Nothing was accepted, and nothing will be.

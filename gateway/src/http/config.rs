@@ -55,7 +55,7 @@ impl HttpConfig {
         if self.header_bytes_max < 8 << 10 {
             return wrong("http.header_bytes_max", "must be 8192 or more");
         }
-        if self.body_bytes_total < (4 << 20) {
+        if self.body_bytes_total < martlet_proto::limits::BODY_MAX_BYTES {
             return wrong("http.body_bytes_total", "must hold one body of 4 MiB");
         }
         if self.retry_after_secs == 0 {

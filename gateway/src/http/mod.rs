@@ -9,13 +9,15 @@
 //! | `listener` | accept, TLS, drain |
 //! | `body` | bodies within bounds |
 //! | `answer` | the rules every answer keeps |
+//! | `send` | `/gcm/send`, `/fcm/send`: what became of the targets -> status and body |
 //!
-//! Not built: what stands behind the paths (all are answered 503 until it is), HTTP/2, topics, groups, the Instance ID API (404, or 400 where a send names them).
+//! Not built: HTTP/2, topics, groups, the Instance ID API (404, or 400 where a send names them).
 
 mod answer;
 mod body;
 mod config;
 mod listener;
+mod send;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -24,15 +26,11 @@ use http_body_util::Full;
 use hyper::{Method, Request, Response, body::Incoming};
 
 pub use self::config::HttpConfig;
-pub(crate) use self::{
-    answer::{Answer, JSON, PROTOBUF, TEXT},
-    body::{Body, Room},
-    listener::serve,
-};
+pub(crate) use self::{answer::Answer, body::Room, listener::serve};
 use crate::{
     admit::Admit,
     clock::Clock,
-    enroll::EnrollConfig,
+    enroll::{self, EnrollConfig},
     entropy::Entropy,
     metrics::{Endpoint, Metrics, RequestLabel},
     route::Route,
@@ -92,10 +90,10 @@ impl Http {
         let answer = match path {
             None => Answer::not_found(),
             Some(_) if head.method != Method::POST => Answer::method_not_allowed("POST"),
-            Some(Path::Send | Path::Checkin | Path::Register | Path::Installations { .. }) => {
-                let _ = (&body, peer, &self.enroll);
-                Answer::unavailable(self.config.retry_after_secs)
-            }
+            Some(Path::Send) => Box::pin(send::send(self, &head, body)).await,
+            Some(Path::Checkin) => enroll::checkin(self, &head, body, peer).await,
+            Some(Path::Register) => Box::pin(enroll::register(self, &head, body, peer)).await,
+            Some(Path::Installations { project }) => enroll::install(self, project, body, peer).await,
         };
         let endpoint = path.map_or(Endpoint::Other, Path::endpoint);
         self.metrics.requests.get_or_create(&RequestLabel { endpoint, status: answer.status.as_u16() }).inc();

@@ -31,7 +31,7 @@ pub struct Facts {
     server_keys: BTreeMap<[u8; 32], SenderId>,
     token_keys: BTreeMap<u32, TokenKey>,
     mints: Option<u32>,
-    checkin: Vec<(CheckinKey, [u8; 32])>,
+    checkin: Vec<CheckinKey>,
     checkin_mints: usize,
     tag: TagKey,
 }
@@ -85,9 +85,8 @@ impl Facts {
                     mints = mints.or(key.mints.then_some(key.key_id));
                 }
                 KeyPurpose::Checkin => {
-                    let secret = open()?;
                     checkin_mints = checkin_mints.or(key.mints.then_some(checkin.len()));
-                    checkin.push((CheckinKey::new(key.key_id, secret), secret));
+                    checkin.push(CheckinKey::new(key.key_id, open()?));
                 }
                 KeyPurpose::Tag => tag = Some(TagKey::new(open()?)),
                 // A purpose of a newer version.
@@ -158,18 +157,17 @@ impl Facts {
 
     /// The token that goes with a new android id.
     pub fn security_token(&self, id: AndroidId) -> SecurityToken {
-        self.checkin[self.checkin_mints].0.security_token(id)
+        self.checkin[self.checkin_mints].security_token(id)
     }
 
     /// The device's tag, if one of the live check-in keys made this token of this id; newest first.
     pub fn authenticate(&self, id: AndroidId, token: SecurityToken) -> Option<DeviceTag> {
-        self.checkin.iter().any(|(key, _)| key.security_token(id).ct_eq(token)).then(|| self.tag.tag(id))
+        self.checkin.iter().any(|key| key.security_token(id).ct_eq(token)).then(|| self.tag.tag(id))
     }
 
-    /// Secrets of the check-in keys, the minting one first: installation tokens are MACs under them.
-    pub(crate) fn installation_secrets(&self) -> impl Iterator<Item = &[u8; 32]> {
-        let mints = &self.checkin[self.checkin_mints].1;
-        std::iter::once(mints).chain(self.checkin.iter().map(|(_, secret)| secret))
+    /// The check-in key that makes installation tokens.
+    pub fn installation_key(&self) -> &CheckinKey {
+        &self.checkin[self.checkin_mints]
     }
 
     /// The shard of a device.

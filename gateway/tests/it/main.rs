@@ -3,4 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "tests may unwrap")]
 
 mod fake_node;
+mod http;
 mod mcs;

@@ -1,0 +1,7 @@
+//! HTTP: clients on real sockets, a gateway, nodes in memory.
+
+mod client;
+mod cluster;
+mod enroll;
+mod routing;
+mod send;
