@@ -5,7 +5,7 @@ use std::time::Duration;
 use martlet_proto::{
     cluster::{
         meta::KeyPurpose,
-        queue::{operation, refused::Reason},
+        queue::{Operation, operation, refused::Reason},
     },
     message::MessageId,
 };
@@ -28,6 +28,10 @@ async fn to(client: &mut Client, token: &impl ToString) -> Reply {
 async fn plain(client: &mut Client, token: &impl ToString) -> Reply {
     let body = format!("registration_id={}", token.to_string());
     client.request("POST /gcm/send", &[AUTH, FORM], body.as_bytes()).await
+}
+
+fn is_resolve(operation: &Operation) -> bool {
+    matches!(operation.kind, Some(operation::Kind::Resolve(_)))
 }
 
 #[tokio::test]
@@ -53,10 +57,11 @@ async fn the_first_operation_on_a_shard_learns_its_time_and_the_next_has_it_core
     for _ in 0..3 {
         assert_eq!(to(&mut client, &token).await.json()["success"], 1);
     }
-    let world = cluster.world.lock().unwrap();
-    assert_eq!(world.time_needed, 1);
-    assert!(world.asked.iter().all(|(_, operation)| operation.first_try_ms >= 1_700_000_000_000));
-    drop(world);
+    {
+        let world = cluster.world.lock().unwrap();
+        assert_eq!(world.time_needed, 1);
+        assert!(world.asked.iter().all(|(_, operation)| operation.first_try_ms >= 1_700_000_000_000));
+    }
     cluster.stop().await;
 }
 
@@ -70,11 +75,12 @@ async fn a_broken_stream_repeats_the_same_operation_so_that_it_is_done_once_core
         cluster.world.lock().unwrap().faults = vec![fault];
         let answer = to(&mut client, &token).await.json();
         let id: MessageId = answer["results"][0]["message_id"].as_str().unwrap().parse().unwrap();
-        let world = cluster.world.lock().unwrap();
-        assert_eq!(world.known.len(), 2, "{fault:?}");
-        let tries = world.asked.iter().filter(|(_, operation)| operation.id[..] == id.to_bytes()).count();
-        assert_eq!(tries, if fault == Fault::BreakBefore { 1 } else { 2 }, "{fault:?}");
-        drop(world);
+        {
+            let world = cluster.world.lock().unwrap();
+            assert_eq!(world.known.len(), 2, "{fault:?}");
+            let tries = world.asked.iter().filter(|(_, operation)| operation.id[..] == id.to_bytes()).count();
+            assert_eq!(tries, if fault == Fault::BreakBefore { 1 } else { 2 }, "{fault:?}");
+        }
         cluster.stop().await;
     }
 }
@@ -90,19 +96,14 @@ async fn h161_core_an_operation_in_doubt_is_resolved_before_it_is_called_unavail
         let mut world = cluster.world.lock().unwrap();
         world.faults = vec![Fault::BreakAfter; 40];
     }
-    let sending = tokio::spawn(async move { to(&mut client, &token).await });
-    while cluster
-        .world
-        .lock()
-        .unwrap()
-        .asked
-        .last()
-        .is_none_or(|(_, operation)| !matches!(operation.kind, Some(operation::Kind::Resolve(_))))
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    cluster.world.lock().unwrap().faults.clear();
-    let answer = sending.await.unwrap().json();
+    let resolved = async {
+        while cluster.world.lock().unwrap().asked.last().is_none_or(|(_, operation)| !is_resolve(operation)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.world.lock().unwrap().faults.clear();
+    };
+    let (reply, ()) = tokio::join!(to(&mut client, &token), resolved);
+    let answer = reply.json();
     assert!(answer["results"][0]["message_id"].is_string(), "{answer}");
     cluster.stop().await;
 }
@@ -183,9 +184,12 @@ async fn a_revoked_key_is_refused_once_its_revision_is_confirmed_core() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(to(&mut client, &token).await.status, 401);
-    let world = cluster.world.lock().unwrap();
-    assert!(world.confirmed.iter().any(|request| request.confirmed_token_keys == [1] && request.gateway.len() == 16));
-    drop(world);
+    {
+        let world = cluster.world.lock().unwrap();
+        assert!(
+            world.confirmed.iter().any(|request| request.confirmed_token_keys == [1] && request.gateway.len() == 16)
+        );
+    }
     cluster.stop().await;
 }
 
