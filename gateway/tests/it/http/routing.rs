@@ -5,7 +5,7 @@ use std::time::Duration;
 use martlet_proto::{
     cluster::{
         meta::KeyPurpose,
-        queue::{Operation, operation, refused::Reason},
+        queue::{operation, refused::Reason},
     },
     message::MessageId,
 };
@@ -28,10 +28,6 @@ async fn to(client: &mut Client, token: &impl ToString) -> Reply {
 async fn plain(client: &mut Client, token: &impl ToString) -> Reply {
     let body = format!("registration_id={}", token.to_string());
     client.request("POST /gcm/send", &[AUTH, FORM], body.as_bytes()).await
-}
-
-fn is_resolve(operation: &Operation) -> bool {
-    matches!(operation.kind, Some(operation::Kind::Resolve(_)))
 }
 
 #[tokio::test]
@@ -57,11 +53,10 @@ async fn the_first_operation_on_a_shard_learns_its_time_and_the_next_has_it_core
     for _ in 0..3 {
         assert_eq!(to(&mut client, &token).await.json()["success"], 1);
     }
-    {
-        let world = cluster.world.lock().unwrap();
-        assert_eq!(world.time_needed, 1);
-        assert!(world.asked.iter().all(|(_, operation)| operation.first_try_ms >= 1_700_000_000_000));
-    }
+    let world = cluster.world.lock().unwrap();
+    assert_eq!(world.time_needed, 1);
+    assert!(world.asked.iter().all(|(_, operation)| operation.first_try_ms >= 1_700_000_000_000));
+    drop(world);
     cluster.stop().await;
 }
 
@@ -75,12 +70,11 @@ async fn a_broken_stream_repeats_the_same_operation_so_that_it_is_done_once_core
         cluster.world.lock().unwrap().faults = vec![fault];
         let answer = to(&mut client, &token).await.json();
         let id: MessageId = answer["results"][0]["message_id"].as_str().unwrap().parse().unwrap();
-        {
-            let world = cluster.world.lock().unwrap();
-            assert_eq!(world.known.len(), 2, "{fault:?}");
-            let tries = world.asked.iter().filter(|(_, operation)| operation.id[..] == id.to_bytes()).count();
-            assert_eq!(tries, if fault == Fault::BreakBefore { 1 } else { 2 }, "{fault:?}");
-        }
+        let world = cluster.world.lock().unwrap();
+        assert_eq!(world.known.len(), 2, "{fault:?}");
+        let tries = world.asked.iter().filter(|(_, operation)| operation.id[..] == id.to_bytes()).count();
+        assert_eq!(tries, if fault == Fault::BreakBefore { 1 } else { 2 }, "{fault:?}");
+        drop(world);
         cluster.stop().await;
     }
 }
@@ -96,14 +90,19 @@ async fn h161_core_an_operation_in_doubt_is_resolved_before_it_is_called_unavail
         let mut world = cluster.world.lock().unwrap();
         world.faults = vec![Fault::BreakAfter; 40];
     }
-    let resolved = async {
-        while cluster.world.lock().unwrap().asked.last().is_none_or(|(_, operation)| !is_resolve(operation)) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        cluster.world.lock().unwrap().faults.clear();
-    };
-    let (reply, ()) = tokio::join!(to(&mut client, &token), resolved);
-    let answer = reply.json();
+    let sending = tokio::spawn(async move { to(&mut client, &token).await });
+    while cluster
+        .world
+        .lock()
+        .unwrap()
+        .asked
+        .last()
+        .is_none_or(|(_, operation)| !matches!(operation.kind, Some(operation::Kind::Resolve(_))))
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.world.lock().unwrap().faults.clear();
+    let answer = sending.await.unwrap().json();
     assert!(answer["results"][0]["message_id"].is_string(), "{answer}");
     cluster.stop().await;
 }
@@ -184,12 +183,9 @@ async fn a_revoked_key_is_refused_once_its_revision_is_confirmed_core() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(to(&mut client, &token).await.status, 401);
-    {
-        let world = cluster.world.lock().unwrap();
-        assert!(
-            world.confirmed.iter().any(|request| request.confirmed_token_keys == [1] && request.gateway.len() == 16)
-        );
-    }
+    let world = cluster.world.lock().unwrap();
+    assert!(world.confirmed.iter().any(|request| request.confirmed_token_keys == [1] && request.gateway.len() == 16));
+    drop(world);
     cluster.stop().await;
 }
 

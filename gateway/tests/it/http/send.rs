@@ -42,10 +42,9 @@ async fn h001_h002_h011_h020_h029_core_a_token_gets_its_message_id_on_both_paths
         assert!(id.starts_with("0:") && !id.contains('='), "{id}");
         assert!(ids.insert(id));
     }
-    {
-        let world = cluster.world.lock().unwrap();
-        assert_eq!(world.known.len(), 3);
-    }
+    let world = cluster.world.lock().unwrap();
+    assert_eq!(world.known.len(), 3);
+    drop(world);
     cluster.stop().await;
 }
 
@@ -203,19 +202,18 @@ async fn h021_h043_core_a_thousand_tokens_over_several_nodes_keep_their_order_in
     let answer = post(&mut client, &json!({"registration_ids": targets, "data": {"k": "v"}})).await.json();
     let results = answer["results"].as_array().unwrap();
     assert_eq!(results.len(), 1000);
-    {
-        let world = cluster.world.lock().unwrap();
-        for (index, (result, token)) in results.iter().zip(&tokens).enumerate() {
-            if (index + 1) % 7 == 0 {
-                assert_eq!(result["error"], "NotRegistered");
-                continue;
-            }
-            let id: martlet_proto::message::MessageId = result["message_id"].as_str().unwrap().parse().unwrap();
-            let (_, asked) = world.asked.iter().find(|(_, operation)| operation.id[..] == id.to_bytes()).unwrap();
-            let Some(martlet_proto::cluster::queue::operation::Kind::Enqueue(enqueue)) = &asked.kind else { panic!() };
-            assert_eq!(enqueue.device_tag, token.device_tag().0);
+    let world = cluster.world.lock().unwrap();
+    for (index, (result, token)) in results.iter().zip(&tokens).enumerate() {
+        if (index + 1) % 7 == 0 {
+            assert_eq!(result["error"], "NotRegistered");
+            continue;
         }
+        let id: martlet_proto::message::MessageId = result["message_id"].as_str().unwrap().parse().unwrap();
+        let (_, asked) = world.asked.iter().find(|(_, operation)| operation.id[..] == id.to_bytes()).unwrap();
+        let Some(martlet_proto::cluster::queue::operation::Kind::Enqueue(enqueue)) = &asked.kind else { panic!() };
+        assert_eq!(enqueue.device_tag, token.device_tag().0);
     }
+    drop(world);
     cluster.stop().await;
 }
 

@@ -1,0 +1,391 @@
+//! The devices attached to one shard, as its leader remembers them: a value.
+//!
+//! Owns sessions (of two connections of a device the higher wins, whatever the order of arrival), which device's window waits for
+//! which gateway link, and how much of the mailboxes is in memory. Owns no stream, clock or store: [`super::driver`] carries out
+//! the [`Todo`]s. The invariant: one attachment per device; without a term there are none, so a replica that does not lead knows
+//! no device, and nothing survives a change of leader.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use martlet_proto::{
+    cluster::queue::{Message, Session},
+    message::Sequence,
+    tag::DeviceTag,
+};
+
+use super::{
+    link::LinkId,
+    window::{Handed, Take, Waiting, Window},
+};
+
+/// What one shard may hold of its mailboxes in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes of all devices.
+    pub held_bytes_max: u64,
+    /// Bytes of one device.
+    pub held_bytes_per_device_max: u64,
+    /// Messages with time to live 0 of one device.
+    pub now_or_never_max: usize,
+}
+
+/// What the driver must do after a call.
+#[derive(Debug, Default, PartialEq)]
+pub struct Todo {
+    /// These links have something to take.
+    pub wake: Vec<LinkId>,
+    /// These attachments lost to a newer connection of their device.
+    pub superseded: Vec<(LinkId, u64)>,
+    /// Some window wants the store read.
+    pub pull: bool,
+}
+
+/// An attach, as a gateway asks for it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The gateway's number for it.
+    pub attach: u64,
+    /// The device.
+    pub device: DeviceTag,
+    /// What the connection was given before.
+    pub session: Option<Session>,
+    /// Bytes that may be under way.
+    pub credit: u64,
+    /// Written on this connection before.
+    pub written_through: Option<Sequence>,
+}
+
+/// What became of an attach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Attaching {
+    /// Deliveries follow.
+    Attached(Session),
+    /// A newer connection of the device is attached.
+    Superseded,
+    /// This replica does not lead in that term.
+    NotLeading,
+}
+
+/// A delivery with its addressee.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parcel {
+    /// The gateway's number of the attachment.
+    pub attach: u64,
+    /// Term in which this replica leads.
+    pub term: u64,
+    /// What to deliver.
+    pub handed: Handed,
+}
+
+/// What [`Attached::take`] found for a link.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Hand this out; `more`: ask again.
+    Parcel {
+        /// The delivery.
+        parcel: Parcel,
+        /// Whether another may be waiting.
+        more: bool,
+    },
+    /// The next one costs more than the stream has room for.
+    NoRoom,
+    /// Nothing waits for this link.
+    Nothing,
+}
+
+/// A mailbox to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pull {
+    /// Whose.
+    pub device: DeviceTag,
+    /// Rows above this.
+    pub after: Option<Sequence>,
+    /// Which attachment asked: an answer for an earlier one is dropped.
+    serial: u64,
+}
+
+/// The attached devices of one shard.
+#[derive(Debug)]
+pub struct Attached {
+    bounds: Bounds,
+    term: Option<u64>,
+    counter: u64,
+    serial: u64,
+    devices: BTreeMap<DeviceTag, Attachment>,
+    by_attach: HashMap<(LinkId, u64), DeviceTag>,
+    /// Devices whose window has something, by link, each once.
+    ready: BTreeMap<LinkId, VecDeque<(DeviceTag, u64)>>,
+    /// Devices whose mailbox is to be read, each once.
+    pulls: VecDeque<(DeviceTag, u64)>,
+    held_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    attach: u64,
+    link: LinkId,
+    session: Session,
+    /// Tells this attachment from an earlier one of the device.
+    serial: u64,
+    is_ready: bool,
+    is_pulling: bool,
+    window: Window,
+}
+
+impl Attached {
+    /// A replica that does not lead.
+    pub fn new(bounds: Bounds) -> Self {
+        Attached {
+            bounds,
+            term: None,
+            counter: 0,
+            serial: 0,
+            devices: BTreeMap::new(),
+            by_attach: HashMap::new(),
+            ready: BTreeMap::new(),
+            pulls: VecDeque::new(),
+            held_bytes: 0,
+        }
+    }
+
+    /// This replica leads in `term` and its state is complete.
+    pub fn lead(&mut self, term: u64) {
+        self.follow();
+        self.term = Some(term);
+        self.counter = 0;
+    }
+
+    /// This replica leads no more: everything is forgotten.
+    pub fn follow(&mut self) {
+        self.term = None;
+        self.devices.clear();
+        self.by_attach.clear();
+        self.ready.clear();
+        self.pulls.clear();
+        self.held_bytes = 0;
+    }
+
+    /// The term in which it leads.
+    pub fn term(&self) -> Option<u64> {
+        self.term
+    }
+
+    /// Number of attached devices.
+    pub fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether no device is attached.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Attaches a device, in the term in which the read check was made.
+    pub fn attach(&mut self, term: u64, link: LinkId, wanted: Wanted) -> (Attaching, Todo) {
+        let mut todo = Todo::default();
+        if self.term != Some(term) {
+            return (Attaching::NotLeading, todo);
+        }
+        if let Some(present) = self.devices.get(&wanted.device) {
+            let Session { term, counter } = present.session;
+            match wanted.session.map(|s| (s.term, s.counter)) {
+                Some(mine) if mine < (term, counter) => return (Attaching::Superseded, todo),
+                // The same connection again: what it had before is replaced without a word.
+                Some(mine) if mine == (term, counter) => {}
+                Some(_) | None => todo.superseded.push((present.link, present.attach)),
+            }
+            self.remove(wanted.device);
+        }
+        let session = wanted.session.unwrap_or_else(|| {
+            self.counter += 1;
+            Session { term, counter: self.counter }
+        });
+        self.serial += 1;
+        // A number used twice names the newer one only.
+        self.detach(link, wanted.attach);
+        self.by_attach.insert((link, wanted.attach), wanted.device);
+        let attachment = Attachment {
+            attach: wanted.attach,
+            link,
+            session,
+            serial: self.serial,
+            is_ready: false,
+            is_pulling: false,
+            window: Window::new(wanted.written_through, wanted.credit),
+        };
+        self.devices.insert(wanted.device, attachment);
+        self.after(wanted.device, &mut todo);
+        (Attaching::Attached(session), todo)
+    }
+
+    /// The gateway lets go of an attachment, or cannot place what it was handed; what is unacknowledged stays queued.
+    pub fn detach(&mut self, link: LinkId, attach: u64) {
+        if let Some(&device) = self.by_attach.get(&(link, attach)) {
+            self.remove(device);
+        }
+    }
+
+    /// A link is gone, and all attachments through it.
+    pub fn link_gone(&mut self, link: LinkId) {
+        let gone: Vec<_> = self.devices.iter().filter(|(_, a)| a.link == link).map(|(device, _)| *device).collect();
+        for device in gone {
+            self.remove(device);
+        }
+        self.ready.remove(&link);
+    }
+
+    /// A row was added to a mailbox. `row` makes it ready for delivery, and is called only if somebody is attached.
+    pub fn enqueued(&mut self, device: DeviceTag, row: impl FnOnce() -> Waiting, todo: &mut Todo) {
+        let room = self.room(device);
+        if let Some(attachment) = self.devices.get_mut(&device) {
+            let before = attachment.window.held_bytes();
+            attachment.window.enqueued(row(), room);
+            self.recount(device, before);
+            self.after(device, todo);
+        }
+    }
+
+    /// A row left a mailbox.
+    pub fn removed(&mut self, device: DeviceTag, sequence: Sequence, todo: &mut Todo) {
+        if let Some(attachment) = self.devices.get_mut(&device) {
+            let before = attachment.window.held_bytes();
+            attachment.window.removed(sequence);
+            self.recount(device, before);
+            self.after(device, todo);
+        }
+    }
+
+    /// A message with time to live 0, to be dropped at `dies`. `false`: dropped at once, as nobody is attached or too much waits.
+    pub fn now_or_never(&mut self, device: DeviceTag, message: Arc<Message>, dies: Instant) -> (bool, Todo) {
+        let mut todo = Todo::default();
+        if self.room(device) == 0 {
+            return (false, todo);
+        }
+        let most = self.bounds.now_or_never_max;
+        let Some(attachment) = self.devices.get_mut(&device) else { return (false, todo) };
+        let before = attachment.window.held_bytes();
+        let kept = attachment.window.now_or_never(message, dies, most);
+        self.recount(device, before);
+        self.after(device, &mut todo);
+        (kept, todo)
+    }
+
+    /// The gateway wrote to the device everything handed out up to `through`; `credit` bytes come back.
+    pub fn written(&mut self, link: LinkId, attach: u64, through: Option<Sequence>, credit: u64) -> Todo {
+        let mut todo = Todo::default();
+        if let Some(&device) = self.by_attach.get(&(link, attach))
+            && let Some(attachment) = self.devices.get_mut(&device)
+        {
+            attachment.window.written(through, credit);
+            self.after(device, &mut todo);
+        }
+        todo
+    }
+
+    /// Highest sequence written to the device, if it is attached and was written anything.
+    pub fn written_through(&self, device: DeviceTag) -> Option<Sequence> {
+        self.devices.get(&device)?.window.written_through()
+    }
+
+    /// Takes the next delivery for `link`, devices in turn. The caller has made sure, at this moment, that the lease of `term` holds.
+    pub fn take(&mut self, link: LinkId, now: Instant, time_ms: u64, stream_room: u64, todo: &mut Todo) -> Found {
+        let Some(term) = self.term else { return Found::Nothing };
+        while let Some((device, serial)) = self.ready.get_mut(&link).and_then(VecDeque::pop_front) {
+            let Some(attachment) = self.devices.get_mut(&device).filter(|a| a.serial == serial) else { continue };
+            attachment.is_ready = false;
+            let attach = attachment.attach;
+            let before = attachment.window.held_bytes();
+            let take = attachment.window.take(now, time_ms, stream_room);
+            let no_room = take == Take::NoRoom;
+            if no_room {
+                attachment.is_ready = true;
+            }
+            self.recount(device, before);
+            if no_room {
+                self.ready.entry(link).or_default().push_front((device, serial));
+                return Found::NoRoom;
+            }
+            // This link is being served: it needs no waking for itself.
+            let mut own = Todo::default();
+            self.after(device, &mut own);
+            todo.pull |= own.pull;
+            if let Take::Handed(handed) = take {
+                let more = self.ready.get(&link).is_some_and(|ready| !ready.is_empty());
+                return Found::Parcel { parcel: Parcel { attach, term, handed }, more };
+            }
+        }
+        self.ready.remove(&link);
+        Found::Nothing
+    }
+
+    /// Links that have something to take.
+    pub fn links_ready(&self) -> Vec<LinkId> {
+        self.ready.keys().copied().collect()
+    }
+
+    /// Mailboxes to be read now, at most `most`; none while as much is held as may be.
+    pub fn pulls(&mut self, most: usize) -> Vec<Pull> {
+        let mut begun = Vec::new();
+        while begun.len() < most && self.held_bytes < self.bounds.held_bytes_max {
+            let Some((device, serial)) = self.pulls.pop_front() else { break };
+            let Some(attachment) = self.devices.get_mut(&device).filter(|a| a.serial == serial) else { continue };
+            if attachment.window.wants_pull() {
+                begun.push(Pull { device, after: attachment.window.pull(), serial });
+            } else {
+                attachment.is_pulling = false;
+            }
+        }
+        begun
+    }
+
+    /// A mailbox was read; `None`: it was not, and is to be read again.
+    pub fn pulled(&mut self, pull: Pull, found: Option<(Vec<Waiting>, bool)>, todo: &mut Todo) {
+        let Some(attachment) = self.devices.get_mut(&pull.device).filter(|a| a.serial == pull.serial) else { return };
+        attachment.is_pulling = false;
+        let before = attachment.window.held_bytes();
+        match found {
+            Some((rows, complete)) => attachment.window.pulled(rows, complete),
+            None => attachment.window.pull_failed(),
+        }
+        self.recount(pull.device, before);
+        self.after(pull.device, todo);
+    }
+
+    /// Bytes that may be held more for this device.
+    fn room(&self, device: DeviceTag) -> u64 {
+        let Some(attachment) = self.devices.get(&device) else { return 0 };
+        let own = self.bounds.held_bytes_per_device_max.saturating_sub(attachment.window.held_bytes());
+        own.min(self.bounds.held_bytes_max.saturating_sub(self.held_bytes))
+    }
+
+    fn recount(&mut self, device: DeviceTag, before: u64) {
+        let after = self.devices.get(&device).map_or(0, |a| a.window.held_bytes());
+        self.held_bytes = (self.held_bytes + after).saturating_sub(before);
+    }
+
+    /// Enters a device whose window has changed into the lists it now belongs to.
+    fn after(&mut self, device: DeviceTag, todo: &mut Todo) {
+        let Some(attachment) = self.devices.get_mut(&device) else { return };
+        if !attachment.is_ready && attachment.window.is_ready() {
+            attachment.is_ready = true;
+            self.ready.entry(attachment.link).or_default().push_back((device, attachment.serial));
+            todo.wake.push(attachment.link);
+        }
+        if !attachment.is_pulling && attachment.window.wants_pull() {
+            attachment.is_pulling = true;
+            self.pulls.push_back((device, attachment.serial));
+        }
+        todo.pull |= !self.pulls.is_empty() && self.held_bytes < self.bounds.held_bytes_max;
+    }
+
+    fn remove(&mut self, device: DeviceTag) {
+        if let Some(gone) = self.devices.remove(&device) {
+            self.by_attach.remove(&(gone.link, gone.attach));
+            self.held_bytes = self.held_bytes.saturating_sub(gone.window.held_bytes());
+        }
+    }
+}

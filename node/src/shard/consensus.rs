@@ -1,0 +1,42 @@
+//! What a shard needs of its Raft group: the seam at which tests put a group that answers at once, late, or never.
+
+use std::fmt;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::raft::{Group, Leadership, ProposeError, ReadError, Reply};
+
+/// A Raft group as its shard sees it.
+pub trait Consensus: Send + Sync + fmt::Debug + 'static {
+    /// Proposes an entry and waits until it is applied here. The entry's place in the log is behind those of all proposals whose
+    /// futures were polled before this one.
+    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Reply, ProposeError>>;
+    /// Who leads, and every change of it.
+    fn leadership(&self) -> watch::Receiver<Leadership>;
+    /// Confirms with a quorum that this replica leads, and waits until what was committed before is applied.
+    fn read_barrier(&self) -> BoxFuture<'static, Result<(), ReadError>>;
+    /// Whether no other replica can lead at this moment.
+    fn lease_valid(&self) -> bool;
+}
+
+impl Consensus for Group {
+    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Reply, ProposeError>> {
+        let group = self.clone();
+        Box::pin(async move { group.propose(entry).await })
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        Group::leadership(self)
+    }
+
+    fn read_barrier(&self) -> BoxFuture<'static, Result<(), ReadError>> {
+        let group = self.clone();
+        Box::pin(async move { group.read_barrier().await.map(|_| ()) })
+    }
+
+    fn lease_valid(&self) -> bool {
+        Group::lease_valid(self)
+    }
+}

@@ -1,0 +1,228 @@
+//! One replica of a shard: its state over its rows, as the log applies to it, and what its leader reads of it.
+//!
+//! Owns the join of [`State`], rows, shard time and delivery: an entry's writes are kept together with its mark, then its effects go
+//! to delivery, then its answers back to whoever proposed it. The invariant: nobody reads between an entry's state and its rows.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use martlet_proto::{
+    cluster::{
+        command::Entry,
+        queue::{Answer, Check, Enqueue, Message, Refusal, answer::Kind},
+    },
+    message::Sequence,
+    shard::Shard,
+    tag::DeviceTag,
+    token::RegistrationId,
+};
+use prost::Message as _;
+
+use super::time::ShardTime;
+use crate::{
+    clock::Clock,
+    delivery::{desk::Desk, window::Waiting},
+    raft::{Index, Machine, MachineError, Reply},
+    state::{Effect, MailboxRow, Rows, State, StateError, Write, waiting},
+    store::{Mark, ShardStore, key},
+};
+
+/// The rows of one replica, and the mark kept with them.
+pub trait Kept: Rows + Send + Sync + fmt::Debug + 'static {
+    /// Takes the writes of one applied entry.
+    fn commit(&self, mark: Mark, writes: Vec<Write>) -> Result<(), String>;
+    /// Up to where reads see.
+    fn mark(&self) -> Option<Mark>;
+}
+
+impl Kept for ShardStore {
+    fn commit(&self, mark: Mark, writes: Vec<Write>) -> Result<(), String> {
+        ShardStore::commit(self, mark, writes).map_err(|error| error.to_string())
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        ShardStore::mark(self)
+    }
+}
+
+/// What is shared by the machine, which applies, and the leader, which reads.
+#[derive(Debug)]
+pub struct Replica {
+    /// Which shard.
+    pub shard: Shard,
+    state: RwLock<State>,
+    rows: Arc<dyn Kept>,
+    time: Mutex<ShardTime>,
+    desk: Desk,
+    clock: Arc<dyn Clock>,
+}
+
+/// Applies a shard's log.
+#[derive(Debug)]
+pub struct ShardMachine(Arc<Replica>);
+
+impl Replica {
+    /// Takes up what `rows` hold.
+    ///
+    /// # Errors
+    /// When the rows cannot be read or are wrong.
+    pub fn load(shard: Shard, rows: Arc<dyn Kept>, desk: Desk, clock: Arc<dyn Clock>) -> Result<Self, StateError> {
+        let state = State::load(&Seen(&*rows))?;
+        let time = Mutex::new(ShardTime::restarted(state.time_ms(), clock.now()));
+        Ok(Replica { shard, state: RwLock::new(state), rows, time, desk, clock })
+    }
+
+    /// The machine that applies to it; one of each.
+    pub fn machine(self: &Arc<Self>) -> ShardMachine {
+        ShardMachine(Arc::clone(self))
+    }
+
+    /// Who is attached.
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// Shard time, for a leader to change and read.
+    pub fn time(&self) -> MutexGuard<'_, ShardTime> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A leader's time now, milliseconds; `None` when it does not lead.
+    pub fn time_ms(&self) -> Option<u64> {
+        let (now, wall_ms) = (self.clock.now(), self.clock.wall_ms());
+        self.time().read_ms(now, wall_ms)
+    }
+
+    /// What an `Enqueue` with these fields would be answered.
+    pub fn check(&self, check: &Check) -> Result<Answer, StateError> {
+        self.state().check(&Seen(&*self.rows), check)
+    }
+
+    /// What a device is to see of a message with time to live 0, or the answer that refuses it.
+    pub fn compose(&self, id: &Bytes, enqueue: &Enqueue, now_ms: u64) -> Result<(Answer, Option<Message>), StateError> {
+        let state = self.state();
+        let rows = Seen(&*self.rows);
+        let answer = state.check(&rows, &check_of(enqueue))?;
+        let Some(Kind::Accepted(_)) = answer.kind else { return Ok((answer, None)) };
+        let (device, registration) = (DeviceTag(enqueue.device_tag), RegistrationId::from_bytes(&enqueue.registration_id));
+        let Some(registration) = registration.filter(|_| id.len() == 16) else {
+            return Ok((Answer { kind: Some(Kind::Refusal(Refusal::Malformed.into())) }, None));
+        };
+        let at = key::registration::key(device, registration);
+        let Some(value) = rows.get(&at)? else { return Ok((answer, None)) };
+        let to = key::registration::decode(&at, value)?;
+        let message = Message {
+            message_id: id.clone(),
+            registration_id: enqueue.registration_id.clone(),
+            wire_from: enqueue.wire_from.clone(),
+            application: to.application,
+            subtype: to.subtype,
+            collapse_key: enqueue.collapse_key.clone(),
+            ttl_secs: 0,
+            accepted_ms: now_ms,
+            priority: enqueue.priority,
+            payload: enqueue.payload.clone(),
+            total_deleted: 0,
+            receipt_wanted: enqueue.receipt_wanted,
+        };
+        Ok((answer, Some(message)))
+    }
+
+    /// Shard time from which on something is to be removed.
+    pub fn next_due_ms(&self) -> Result<Option<u64>, StateError> {
+        self.state().next_due_ms(&Seen(&*self.rows))
+    }
+
+    /// Rows of a mailbox above `after`, in order, at most `limit`, and whether there are no more.
+    pub fn waiting(&self, device: DeviceTag, after: Option<Sequence>, limit: usize) -> Result<(Vec<Waiting>, bool), StateError> {
+        // Under the state's lock, so that no entry is half in the rows.
+        let _state = self.state();
+        let rows = waiting(&Seen(&*self.rows), device, after, limit)?;
+        let complete = rows.len() < limit;
+        Ok((rows.iter().map(|(sequence, row)| ready(*sequence, row)).collect(), complete))
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, at: Index, mark: Bytes, entry: &Entry) -> Result<Reply, String> {
+        let (applied, time_ms) = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            let mut applied = state.apply(&Seen(&*self.rows), at.index, entry).map_err(|error| error.to_string())?;
+            self.rows.commit(Mark { index: at.index, bytes: mark }, std::mem::take(&mut applied.writes))?;
+            (applied, state.time_ms())
+        };
+        let now: Instant = self.clock.now();
+        self.time().heard(time_ms, now);
+        self.desk.applied(applied.effects.iter().map(|effect| match effect {
+            Effect::Enqueued { device_tag, sequence, row } => Change::Enqueued(*device_tag, *sequence, row),
+            Effect::Removed { device_tag, sequence } => Change::Removed(*device_tag, *sequence),
+            Effect::RegistrationGone { .. } => Change::None,
+        }));
+        Ok(Reply::Shard(applied.answers))
+    }
+}
+
+/// What an effect is to delivery.
+#[derive(Debug)]
+pub enum Change<'a> {
+    /// A row is in the mailbox.
+    Enqueued(DeviceTag, Sequence, &'a MailboxRow),
+    /// A row has left it.
+    Removed(DeviceTag, Sequence),
+    /// Nothing: the rows concerned are named by effects of their own.
+    None,
+}
+
+/// A row as delivery takes it.
+pub fn ready(sequence: Sequence, row: &MailboxRow) -> Waiting {
+    Waiting { sequence, expires_ms: row.expiry_ms, message: Arc::new(row.message.clone()) }
+}
+
+/// What is to be checked of an enqueue before it is taken.
+fn check_of(enqueue: &Enqueue) -> Check {
+    Check {
+        device_tag: enqueue.device_tag,
+        registration_id: enqueue.registration_id.clone(),
+        sender: enqueue.sender.clone(),
+        restricted_package_name: enqueue.restricted_package_name.clone(),
+    }
+}
+
+/// Rows behind the trait that also keeps them.
+struct Seen<'a>(&'a dyn Kept);
+
+impl Rows for Seen<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, crate::state::RowsError> {
+        self.0.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, crate::state::RowsError> {
+        self.0.scan(from, to, limit)
+    }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, crate::state::RowsError> {
+        self.0.scan_back(from, to, limit)
+    }
+}
+
+impl Machine for ShardMachine {
+    fn mark(&self) -> Option<Bytes> {
+        self.0.rows.mark().map(|mark| mark.bytes)
+    }
+
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
+        let entry = Entry::decode(payload).map_err(|error| MachineError { at, what: error.to_string() })?;
+        self.0.apply(at, mark, &entry).map_err(|what| MachineError { at, what })
+    }
+
+    fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {
+        let mark = Mark { index: at.index, bytes: mark };
+        self.0.rows.commit(mark, vec![]).map_err(|what| MachineError { at, what })
+    }
+}

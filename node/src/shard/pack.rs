@@ -1,0 +1,279 @@
+//! Which operations and acknowledgements go into the next entry of a shard, and when: a value.
+//!
+//! Owns what waits and how much of it is under way. Owns no clock and no group: [`super::propose`] asks. The invariants: an entry
+//! begins with every acknowledgement there is, so an enqueue never overtakes one; batches keep their order; what waits is bounded.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::settings::ShardSettings;
+
+/// What goes into one entry.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pack<B, A> {
+    /// First in the entry.
+    pub acks: Vec<A>,
+    /// Whether what has run out is to be removed.
+    pub expire: bool,
+    /// In the order in which they came.
+    pub batches: Vec<B>,
+    /// To be given back with [`Packer::ended`].
+    pub bytes: usize,
+}
+
+/// There is no room; try later.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full<T>(pub T);
+
+/// What waits to be proposed. `B` is a batch, `A` an acknowledgement.
+#[derive(Debug)]
+pub struct Packer<B, A> {
+    bounds: Bounds,
+    batches: VecDeque<Queued<B>>,
+    queued_bytes: usize,
+    queued_commands: usize,
+    acks: Vec<A>,
+    oldest_ack: Option<Instant>,
+    expire: bool,
+    in_flight: usize,
+    in_flight_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Bounds {
+    entry_bytes_max: usize,
+    entry_commands_max: usize,
+    pipeline_max: usize,
+    uncommitted_bytes_max: usize,
+    ack_wait: Duration,
+    acks_waiting_max: usize,
+}
+
+#[derive(Debug)]
+struct Queued<B> {
+    batch: B,
+    bytes: usize,
+    commands: usize,
+}
+
+impl<B, A> Packer<B, A> {
+    /// Nothing waits.
+    pub fn new(settings: &ShardSettings) -> Self {
+        Packer {
+            bounds: Bounds {
+                entry_bytes_max: settings.entry_bytes_max,
+                entry_commands_max: settings.entry_commands_max,
+                pipeline_max: settings.pipeline_max,
+                uncommitted_bytes_max: settings.uncommitted_bytes_max,
+                ack_wait: settings.ack_wait,
+                acks_waiting_max: settings.acks_waiting_max,
+            },
+            batches: VecDeque::new(),
+            queued_bytes: 0,
+            queued_commands: 0,
+            acks: Vec::new(),
+            oldest_ack: None,
+            expire: false,
+            in_flight: 0,
+            in_flight_bytes: 0,
+        }
+    }
+
+    /// A batch of `commands` operations and `bytes` bytes. One that is too large in itself is taken when nothing else is there.
+    pub fn push(&mut self, batch: B, bytes: usize, commands: usize) -> Result<(), Full<B>> {
+        let there = self.queued_bytes + self.in_flight_bytes;
+        if there > 0 && there + bytes > self.bounds.uncommitted_bytes_max {
+            return Err(Full(batch));
+        }
+        self.queued_bytes += bytes;
+        self.queued_commands += commands;
+        self.batches.push_back(Queued { batch, bytes, commands });
+        Ok(())
+    }
+
+    /// An acknowledgement came at `now`.
+    pub fn ack(&mut self, ack: A, now: Instant) -> Result<(), Full<A>> {
+        if self.acks.len() >= self.bounds.acks_waiting_max {
+            return Err(Full(ack));
+        }
+        self.oldest_ack.get_or_insert(now);
+        self.acks.push(ack);
+        Ok(())
+    }
+
+    /// Something has run out.
+    pub fn expire(&mut self) {
+        self.expire = true;
+    }
+
+    /// The next entry, if one should be proposed now. A second one while another is under way only when it is full.
+    pub fn next(&mut self, now: Instant) -> Option<Pack<B, A>> {
+        let full = self.queued_bytes >= self.bounds.entry_bytes_max
+            || self.queued_commands >= self.bounds.entry_commands_max;
+        if self.in_flight >= self.bounds.pipeline_max || (self.in_flight > 0 && !full) {
+            return None;
+        }
+        let acks_due = self.acks_due().is_some_and(|due| due <= now) || self.acks.len() >= self.bounds.acks_waiting_max;
+        if self.batches.is_empty() && !acks_due && !self.expire {
+            return None;
+        }
+        let mut pack = Pack { acks: self.take_acks(), expire: std::mem::take(&mut self.expire), batches: vec![], bytes: 0 };
+        let mut commands = 0;
+        while let Some(first) = self.batches.front() {
+            let fits = pack.bytes + first.bytes <= self.bounds.entry_bytes_max
+                && commands + first.commands <= self.bounds.entry_commands_max;
+            if !pack.batches.is_empty() && !fits {
+                break;
+            }
+            if let Some(queued) = self.batches.pop_front() {
+                self.queued_bytes -= queued.bytes;
+                self.queued_commands -= queued.commands;
+                pack.bytes += queued.bytes;
+                commands += queued.commands;
+                pack.batches.push(queued.batch);
+            }
+        }
+        self.in_flight += 1;
+        self.in_flight_bytes += pack.bytes;
+        Some(pack)
+    }
+
+    /// An entry of `bytes` is applied, or its outcome is known not to be learned.
+    pub fn ended(&mut self, bytes: usize) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+    }
+
+    /// When [`Packer::next`] should be asked again if nothing else happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.acks_due().filter(|_| self.in_flight == 0)
+    }
+
+    /// Everything that waits, and was not proposed: this replica does not lead any more.
+    pub fn give_up(&mut self) -> (Vec<B>, Vec<A>) {
+        self.queued_bytes = 0;
+        self.queued_commands = 0;
+        self.expire = false;
+        (self.batches.drain(..).map(|queued| queued.batch).collect(), self.take_acks())
+    }
+
+    fn acks_due(&self) -> Option<Instant> {
+        self.oldest_ack.map(|oldest| oldest + self.bounds.ack_wait)
+    }
+
+    fn take_acks(&mut self) -> Vec<A> {
+        self.oldest_ack = None;
+        std::mem::take(&mut self.acks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "an origin for made-up instants")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn packer() -> Packer<u32, u32> {
+        Packer::new(&ShardSettings {
+            entry_bytes_max: 100,
+            entry_commands_max: 10,
+            pipeline_max: 2,
+            uncommitted_bytes_max: 1_000,
+            ack_wait: Duration::from_millis(200),
+            acks_waiting_max: 3,
+            ..ShardSettings::default()
+        })
+    }
+
+    #[test]
+    fn the_first_batch_goes_at_once() {
+        let mut packer = packer();
+        packer.push(1, 10, 1).unwrap();
+        assert_eq!(packer.next(origin()).unwrap().batches, [1]);
+    }
+
+    #[test]
+    fn what_arrives_while_a_proposal_is_under_way_goes_into_the_next_entry() {
+        let mut packer = packer();
+        packer.push(1, 10, 1).unwrap();
+        packer.next(origin()).unwrap();
+        packer.push(2, 10, 1).unwrap();
+        packer.push(3, 10, 1).unwrap();
+        assert_eq!(packer.next(origin()), None);
+        packer.ended(10);
+        assert_eq!(packer.next(origin()).unwrap().batches, [2, 3]);
+    }
+
+    #[test]
+    fn a_full_entry_does_not_wait_for_the_one_before() {
+        let mut packer = packer();
+        packer.push(1, 10, 1).unwrap();
+        packer.next(origin()).unwrap();
+        packer.push(2, 60, 1).unwrap();
+        packer.push(3, 60, 1).unwrap();
+        assert_eq!(packer.next(origin()).unwrap().batches, [2]);
+        assert_eq!(packer.next(origin()), None);
+    }
+
+    #[test]
+    fn a_batch_that_is_larger_than_an_entry_goes_alone() {
+        let mut packer = packer();
+        packer.push(1, 500, 50).unwrap();
+        packer.push(2, 10, 1).unwrap();
+        assert_eq!(packer.next(origin()).unwrap().batches, [1]);
+    }
+
+    #[test]
+    fn an_entry_begins_with_all_acks_there_are() {
+        let now = origin();
+        let mut packer = packer();
+        packer.ack(7, now).unwrap();
+        packer.ack(8, now).unwrap();
+        packer.push(1, 10, 1).unwrap();
+        let pack = packer.next(now).unwrap();
+        assert_eq!((pack.acks, pack.batches), (vec![7, 8], vec![1]));
+    }
+
+    #[test]
+    fn acks_alone_wait_for_company_and_no_longer() {
+        let now = origin();
+        let mut packer = packer();
+        packer.ack(7, now).unwrap();
+        packer.ack(8, now + Duration::from_millis(150)).unwrap();
+        assert_eq!(packer.next(now + Duration::from_millis(199)), None);
+        let due = packer.deadline().unwrap();
+        assert_eq!(due, now + Duration::from_millis(200));
+        assert_eq!(packer.next(due).unwrap().acks, [7, 8]);
+        assert_eq!(packer.deadline(), None);
+    }
+
+    #[test]
+    fn beyond_its_bounds_it_takes_neither_batches_nor_acks() {
+        let mut packer = packer();
+        packer.push(1, 900, 1).unwrap();
+        assert_eq!(packer.push(2, 101, 1), Err(Full(2)));
+        packer.next(origin()).unwrap();
+        assert_eq!(packer.push(2, 101, 1), Err(Full(2)));
+        packer.ended(900);
+        assert_eq!(packer.push(2, 101, 1), Ok(()));
+        (0..3).for_each(|ack| packer.ack(ack, origin()).unwrap());
+        assert_eq!(packer.ack(3, origin()), Err(Full(3)));
+    }
+
+    #[test]
+    fn a_lost_leader_gives_back_what_it_did_not_propose() {
+        let mut packer = packer();
+        packer.push(1, 10, 1).unwrap();
+        packer.next(origin()).unwrap();
+        packer.push(2, 10, 1).unwrap();
+        packer.ack(7, origin()).unwrap();
+        assert_eq!(packer.give_up(), (vec![2], vec![7]));
+        packer.ended(10);
+        assert_eq!(packer.next(origin()), None);
+    }
+}

@@ -1,0 +1,388 @@
+//! From a batch to its answers: admitted, packed, stamped, proposed, answered.
+//!
+//! Owns what is definite. A batch that is refused or redirected was not proposed; once it is, its outcome is its answers or
+//! `Unknown`. The invariant: every batch taken is answered exactly once, and every acknowledgement too.
+
+use std::{collections::BTreeMap, sync::Arc, task::Poll};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use martlet_proto::{
+    cluster::{
+        command::{Acks, Command, DeviceAck, Entry, Expire, Stamped, command},
+        queue::{
+            AckRefused, Acked, Answer, Answers, Batch, BatchReply, Message, Operation, Redirect, Refused, Unknown,
+            answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
+        },
+    },
+    tag::DeviceTag,
+};
+use prost::Message as _;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    lead::Lead,
+    pack::{Full, Pack},
+    replies::Replies,
+};
+use crate::{
+    delivery::link::{Link, LinkId},
+    metrics::{AnswerKind, AnswerLabel, RefusalLabel, RefusalReason},
+    raft::{ProposeError, Reply},
+};
+
+/// A batch that waits for its answers.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    call: u64,
+    /// One for each operation of the batch; those that are not logged have theirs.
+    answers: Vec<Option<Answer>>,
+    /// Which operations of the batch are logged, in order.
+    places: Vec<usize>,
+    operations: Vec<Operation>,
+    replies: Arc<Replies>,
+}
+
+/// An acknowledgement that waits to be applied.
+#[derive(Debug)]
+pub(crate) struct PendingAck {
+    link: Arc<Link>,
+    ack: u64,
+    device: DeviceAck,
+}
+
+/// A proposal under way.
+type Flight = BoxFuture<'static, Landed>;
+
+/// What became of a proposal.
+struct Landed {
+    bytes: usize,
+    acks: Vec<(Arc<Link>, u64)>,
+    batches: Vec<(Pending, usize)>,
+    outcome: Result<Reply, ProposeError>,
+}
+
+/// What can be answered without the log.
+struct Sorted {
+    pending: Pending,
+    bytes: usize,
+    now_or_never: Vec<(DeviceTag, Message)>,
+}
+
+impl Lead {
+    /// Takes a batch of a gateway. It is answered on `replies`, once.
+    pub(crate) fn submit(&self, batch: Batch, replies: Arc<Replies>) {
+        let call = batch.call;
+        if let Err(outcome) = self.admit(batch, &replies) {
+            self.answer(&replies, call, outcome);
+        }
+    }
+
+    /// Takes an acknowledgement. Answered on the link.
+    pub(crate) fn ack(&self, link: Arc<Link>, ack: u64, device: DeviceAck) {
+        if !self.leadership().is_leader {
+            let redirect = Some(self.redirect());
+            link.reply(control_reply::Kind::AckRefused(AckRefused { ack, redirect }));
+            return;
+        }
+        self.metrics.acks.inc();
+        let taken = self.packer().ack(PendingAck { link, ack, device }, self.clock.now());
+        match taken {
+            Ok(()) => self.wake.notify_one(),
+            Err(Full(refused)) => self.refuse_acks([(refused.link, refused.ack)]),
+        }
+    }
+
+    fn admit(&self, batch: Batch, replies: &Arc<Replies>) -> Result<(), Outcome> {
+        let refused = |reason: Reason, detail: &str| Outcome::Refused(Refused { reason: reason.into(), detail: detail.into() });
+        if self.draining.is_cancelled() {
+            return Err(refused(Reason::Draining, "the node drains"));
+        }
+        self.may_propose()?;
+        if batch.operations.iter().any(|operation| is_logged(operation) && operation.first_try_ms == 0) {
+            return Err(refused(Reason::TimeNeeded, ""));
+        }
+        if (self.is_full)() && batch.operations.iter().any(is_enqueue) {
+            return Err(refused(Reason::Overloaded, "the store's memory is used up"));
+        }
+        let Some(now_ms) = self.replica.time_ms() else { return Err(refused(Reason::NoLease, "leads since this moment")) };
+        let sorted = self
+            .sort(batch, now_ms, replies)
+            .map_err(|error| refused(Reason::NoReplica, &format!("rows cannot be read: {error}")))?;
+        let Sorted { pending, bytes, now_or_never } = sorted;
+        if pending.operations.is_empty() {
+            self.answer(replies, pending.call, answers(pending.answers));
+        } else {
+            let commands = pending.operations.len();
+            let pushed = self.packer().push(pending, bytes, commands);
+            pushed.map_err(|_| refused(Reason::Overloaded, "too much is proposed and not applied"))?;
+            self.wake.notify_one();
+        }
+        let dies = self.clock.now() + self.settings.now_or_never;
+        for (device, message) in now_or_never {
+            self.replica.desk().now_or_never(device, message, dies);
+        }
+        Ok(())
+    }
+
+    /// Whether this replica may propose at this moment.
+    fn may_propose(&self) -> Result<(), Outcome> {
+        let leadership = self.leadership();
+        if !leadership.is_leader {
+            return Err(Outcome::Redirect(self.redirect()));
+        }
+        let no_lease = |detail: &str| Outcome::Refused(Refused { reason: Reason::NoLease.into(), detail: detail.into() });
+        if !leadership.first_applied {
+            return Err(no_lease("has not applied its first entry"));
+        }
+        if !self.group.lease_valid() {
+            return Err(no_lease("no quorum answered lately"));
+        }
+        Ok(())
+    }
+
+    /// Answers what is not logged and puts the rest together.
+    fn sort(&self, batch: Batch, now_ms: u64, replies: &Arc<Replies>) -> Result<Sorted, crate::state::StateError> {
+        let mut pending = Pending {
+            call: batch.call,
+            answers: Vec::with_capacity(batch.operations.len()),
+            places: vec![],
+            operations: vec![],
+            replies: Arc::clone(replies),
+        };
+        let (mut bytes, mut now_or_never) = (0, vec![]);
+        for (place, operation) in batch.operations.into_iter().enumerate() {
+            let answer = match &operation.kind {
+                Some(operation::Kind::Check(check)) => Some(self.replica.check(check)?),
+                Some(operation::Kind::Enqueue(enqueue)) if enqueue.ttl_secs == 0 => {
+                    let (answer, message) = self.replica.compose(&operation.id, enqueue, now_ms)?;
+                    now_or_never.extend(message.map(|message| (DeviceTag(enqueue.device_tag), message)));
+                    Some(answer)
+                }
+                _ => None,
+            };
+            if answer.is_none() {
+                bytes += operation.encoded_len();
+                pending.places.push(place);
+                pending.operations.push(operation);
+            }
+            pending.answers.push(answer);
+        }
+        Ok(Sorted { pending, bytes, now_or_never })
+    }
+
+    /// Proposes what waits until `end` fires. Owned by [`super::shards::Shards`].
+    pub(crate) async fn propose_all(self: Arc<Self>, end: CancellationToken) {
+        let mut flights: FuturesUnordered<Flight> = FuturesUnordered::new();
+        loop {
+            let deadline = loop {
+                let now = self.clock.now();
+                let (pack, deadline) = {
+                    let mut packer = self.packer();
+                    (packer.next(now), packer.deadline())
+                };
+                let Some(pack) = pack else { break deadline.map(|due| due.saturating_duration_since(now)) };
+                let bytes = pack.bytes;
+                match self.propose(pack) {
+                    // Polled before the next one begins: that is what gives entries their order.
+                    Some(mut flight) => match futures::poll!(flight.as_mut()) {
+                        Poll::Ready(landed) => self.landed(landed),
+                        Poll::Pending => flights.push(flight),
+                    },
+                    None => self.packer().ended(bytes),
+                }
+            };
+            tokio::select! {
+                Some(landed) = flights.next(), if !flights.is_empty() => self.landed(landed),
+                () = self.wake.notified() => {}
+                () = sleep(deadline.unwrap_or_default()), if deadline.is_some() => {}
+                () = end.cancelled() => break,
+            }
+        }
+        self.give_up();
+        // Proposed already: their outcome is told if it comes; the group ends before this replica does.
+        while let Some(landed) = flights.next().await {
+            self.landed(landed);
+        }
+    }
+
+    /// What was not proposed is refused: this replica leads no more.
+    pub(crate) fn give_up(&self) {
+        let (batches, acks) = self.packer().give_up();
+        for pending in batches {
+            self.answer(&pending.replies, pending.call, Outcome::Redirect(self.redirect()));
+        }
+        self.refuse_acks(acks.into_iter().map(|ack| (ack.link, ack.ack)));
+    }
+
+    /// Stamps and proposes; `None` when it may not, and everything in it is answered.
+    fn propose(&self, pack: Pack<Pending, PendingAck>) -> Option<Flight> {
+        let Pack { acks, expire, batches, bytes } = pack;
+        // A lease that ended while they waited still lets the answer be definite.
+        let allowed = self.may_propose().and_then(|()| {
+            self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect()))
+        });
+        let now_ms = match allowed {
+            Ok(now_ms) => now_ms,
+            Err(outcome) => {
+                for pending in batches {
+                    self.answer(&pending.replies, pending.call, outcome.clone());
+                }
+                self.refuse_acks(acks.into_iter().map(|ack| (ack.link, ack.ack)));
+                return None;
+            }
+        };
+        let mut commands = vec![];
+        let (mut tickets, mut device_acks) = (vec![], vec![]);
+        for PendingAck { link, ack, device } in acks {
+            tickets.push((link, ack));
+            device_acks.push(device);
+        }
+        if !device_acks.is_empty() {
+            commands.push(Command { kind: Some(command::Kind::Acks(Acks { acks: device_acks })) });
+        }
+        if expire {
+            let expire = Expire { upto_ms: now_ms, rows_max: self.settings.expire_rows_max };
+            commands.push(Command { kind: Some(command::Kind::Expire(expire)) });
+        }
+        let mut landing = vec![];
+        for mut pending in batches {
+            let operations = std::mem::take(&mut pending.operations);
+            landing.push((pending, commands.len()));
+            self.stamp(operations, &mut commands);
+        }
+        let entry = Entry { shard_time_ms: now_ms, commands };
+        self.metrics.proposals.inc();
+        let proposal = self.group.propose(entry.encode_to_vec().into());
+        let landed = move |outcome| Landed { bytes, acks: tickets, batches: landing, outcome };
+        Some(proposal.map(landed).boxed())
+    }
+
+    fn stamp(&self, operations: Vec<Operation>, commands: &mut Vec<Command>) {
+        let device = |operation: &Operation| match &operation.kind {
+            Some(operation::Kind::Enqueue(enqueue)) => DeviceTag(enqueue.device_tag),
+            _ => DeviceTag(0),
+        };
+        let written = self.replica.desk().written_through(operations.iter().map(device));
+        for (operation, written) in operations.into_iter().zip(written) {
+            let written = written.filter(|_| is_enqueue(&operation));
+            let stamped = Stamped {
+                operation: Some(operation),
+                written_through: written.map(|w| w.to_bytes().to_vec().into()).unwrap_or_default(),
+                limits: Some(self.limits),
+            };
+            commands.push(Command { kind: Some(command::Kind::Stamped(stamped)) });
+        }
+    }
+
+    fn landed(&self, landed: Landed) {
+        let Landed { bytes, acks, batches, outcome } = landed;
+        self.packer().ended(bytes);
+        let applied = match outcome {
+            Ok(Reply::Shard(answers)) => Ok(answers),
+            Ok(Reply::Meta(_) | Reply::None) => Err(Outcome::Unknown(Unknown {})),
+            // Never appended. A leader that lost its place with the entry in its log says `Unknown`.
+            Err(ProposeError::NotLeader { .. }) => Err(Outcome::Redirect(self.redirect())),
+            Err(ProposeError::Unknown | ProposeError::Stopped(_)) => Err(Outcome::Unknown(Unknown {})),
+        };
+        match applied {
+            Ok(mut found) => {
+                self.acked(acks);
+                for (mut pending, first) in batches {
+                    for (nth, place) in pending.places.iter().enumerate() {
+                        pending.answers[*place] = found.get_mut(first + nth).and_then(Option::take);
+                    }
+                    self.answer(&pending.replies, pending.call, answers(pending.answers));
+                }
+            }
+            Err(outcome) => {
+                self.refuse_acks(acks);
+                for (pending, _) in batches {
+                    self.answer(&pending.replies, pending.call, outcome.clone());
+                }
+            }
+        }
+    }
+
+    fn acked(&self, acks: Vec<(Arc<Link>, u64)>) {
+        let mut by_link: BTreeMap<LinkId, (Arc<Link>, Vec<u64>)> = BTreeMap::new();
+        for (link, ack) in acks {
+            by_link.entry(link.id()).or_insert_with(|| (link, vec![])).1.push(ack);
+        }
+        for (link, acks) in by_link.into_values() {
+            link.reply(control_reply::Kind::Acked(Acked { acks }));
+        }
+    }
+
+    fn refuse_acks(&self, acks: impl IntoIterator<Item = (Arc<Link>, u64)>) {
+        for (link, ack) in acks {
+            let redirect = Some(self.redirect());
+            link.reply(control_reply::Kind::AckRefused(AckRefused { ack, redirect }));
+        }
+    }
+
+    fn answer(&self, replies: &Replies, call: u64, outcome: Outcome) {
+        self.count(&outcome);
+        let shard_time_ms = self.replica.time_ms().unwrap_or(0);
+        let shard = u32::from(self.replica.shard.0);
+        replies.answer(BatchReply { call, shard, shard_time_ms, outcome: Some(outcome) });
+    }
+
+    /// Where the leader is, as this replica knows it.
+    pub(crate) fn redirect(&self) -> Redirect {
+        let (shard, leadership) = (self.replica.shard, self.leadership());
+        let leader_node = leadership.leader.and_then(|replica| self.directory.node_of(shard, replica)).unwrap_or(0);
+        Redirect { leader_node, term: leadership.term, epoch: self.directory.epoch(shard) }
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        let refusal = |reason| self.metrics.refusals.get_or_create(&RefusalLabel { reason }).inc();
+        match outcome {
+            Outcome::Answers(answers) => {
+                for answer in &answers.answers {
+                    let kind = match answer.kind {
+                        Some(answer::Kind::Accepted(_)) => AnswerKind::Accepted,
+                        Some(answer::Kind::Registered(_)) => AnswerKind::Registered,
+                        Some(answer::Kind::Unregistered(_)) => AnswerKind::Unregistered,
+                        Some(answer::Kind::Resolved(_)) => AnswerKind::Resolved,
+                        Some(answer::Kind::Refusal(_)) | None => AnswerKind::Refused,
+                    };
+                    self.metrics.answers.get_or_create(&AnswerLabel { kind }).inc();
+                }
+            }
+            Outcome::Redirect(_) => {
+                refusal(RefusalReason::Redirect);
+            }
+            Outcome::Refused(refused) => {
+                refusal(match refused.reason() {
+                    Reason::NoLease => RefusalReason::NoLease,
+                    Reason::Overloaded => RefusalReason::Overloaded,
+                    Reason::Draining => RefusalReason::Draining,
+                    Reason::TimeNeeded => RefusalReason::TimeNeeded,
+                    Reason::NoReplica | Reason::Unspecified => RefusalReason::NoReplica,
+                });
+            }
+            Outcome::Unknown(_) => {}
+        }
+    }
+}
+
+/// All answers in their order; one that is missing makes the whole outcome unknown.
+fn answers(found: Vec<Option<Answer>>) -> Outcome {
+    match found.into_iter().collect() {
+        Some(answers) => Outcome::Answers(Answers { answers }),
+        None => Outcome::Unknown(Unknown {}),
+    }
+}
+
+fn is_logged(operation: &Operation) -> bool {
+    match &operation.kind {
+        Some(operation::Kind::Check(_)) => false,
+        Some(operation::Kind::Enqueue(enqueue)) => enqueue.ttl_secs > 0,
+        Some(operation::Kind::Register(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => true,
+    }
+}
+
+fn is_enqueue(operation: &Operation) -> bool {
+    matches!(operation.kind, Some(operation::Kind::Enqueue(_)))
+}

@@ -1,0 +1,108 @@
+//! How a leader packs, waits and refuses.
+
+use std::time::Duration;
+
+use martlet_proto::cluster::command::Limits;
+use serde::{Deserialize, Serialize};
+
+/// Bounds of the shards of a node. Those of messages are stamped into each command, so nodes may differ for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShardSettings {
+    /// Bytes of operations in one entry. More makes fewer, larger writes; the first waits for the last. A batch that is larger
+    /// goes alone.
+    pub entry_bytes_max: usize,
+    /// Operations in one entry.
+    pub entry_commands_max: usize,
+    /// Proposals of one shard under way at once. A second one starts only when a whole entry waits, so that few are made.
+    pub pipeline_max: usize,
+    /// Bytes of one shard that wait to be proposed or are proposed and not applied. Beyond, operations are refused.
+    pub uncommitted_bytes_max: usize,
+    /// Longest that an acknowledgement waits for company.
+    #[serde(with = "humantime_serde")]
+    pub ack_wait: Duration,
+    /// Acknowledgements of one shard that wait; beyond, they are refused and the gateway sends them again.
+    pub acks_waiting_max: usize,
+    /// Between two looks for what has expired.
+    #[serde(with = "humantime_serde")]
+    pub expire_every: Duration,
+    /// Rows that one `Expire` removes at most.
+    pub expire_rows_max: u32,
+    /// Longest that a message with time to live 0 waits for credit.
+    #[serde(with = "humantime_serde")]
+    pub now_or_never: Duration,
+    /// Messages with time to live 0 that wait for one device; beyond, they are dropped.
+    pub now_or_never_max: usize,
+    /// Bytes of one shard's deliveries held in memory before they are handed out; beyond, they are read again from the store.
+    pub held_bytes_max: u64,
+    /// Bytes held for one device.
+    pub held_bytes_per_device_max: u64,
+    /// Rows read at once for a device that is behind.
+    pub pull_rows: usize,
+    /// Batches of one gateway stream that are not answered; beyond, the stream is not read.
+    pub batches_per_stream_max: usize,
+    /// Attach batches of one gateway stream under way; beyond, the stream is not read.
+    pub attach_batches_per_link_max: usize,
+    /// Replies that wait on one control stream before its requests are not read; at sixteen times as many the pair is closed.
+    pub control_replies_max: usize,
+    /// Waiting non-collapsible messages of one device, application, subtype and sender. Source: GCM, 100.
+    pub waiting_max: u32,
+    /// Distinct collapse keys waiting of one device, application, subtype and sender. Source: GCM, 4.
+    pub collapse_keys_max: u32,
+    /// Written and unacknowledged messages of one device.
+    pub unacked_max: u32,
+    /// Their bytes.
+    pub unacked_bytes_max: u64,
+    /// Live registrations of one device.
+    pub registrations_max: u32,
+    /// Operation ids are known this long: a gateway's request deadline plus 30 s.
+    #[serde(with = "humantime_serde")]
+    pub dedupe_window: Duration,
+    /// Stored bytes of one device; 0 is without limit.
+    pub device_bytes_max: u64,
+}
+
+impl Default for ShardSettings {
+    fn default() -> Self {
+        ShardSettings {
+            entry_bytes_max: 64 << 10,
+            entry_commands_max: 256,
+            pipeline_max: 3,
+            uncommitted_bytes_max: 16 << 20,
+            ack_wait: Duration::from_millis(200),
+            acks_waiting_max: 16_384,
+            expire_every: Duration::from_secs(1),
+            expire_rows_max: 1_000,
+            now_or_never: Duration::from_secs(1),
+            now_or_never_max: 16,
+            held_bytes_max: 4 << 20,
+            held_bytes_per_device_max: 64 << 10,
+            pull_rows: 16,
+            batches_per_stream_max: 1_024,
+            attach_batches_per_link_max: 64,
+            control_replies_max: 4_096,
+            waiting_max: 100,
+            collapse_keys_max: 4,
+            unacked_max: 1_000,
+            unacked_bytes_max: 4 << 20,
+            registrations_max: 1_000,
+            dedupe_window: Duration::from_secs(90),
+            device_bytes_max: 0,
+        }
+    }
+}
+
+impl ShardSettings {
+    /// What is stamped into each command.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            waiting_max: self.waiting_max,
+            unacked_max: self.unacked_max,
+            unacked_bytes_max: self.unacked_bytes_max,
+            registrations_max: self.registrations_max,
+            dedupe_window_ms: u64::try_from(self.dedupe_window.as_millis()).unwrap_or(u64::MAX),
+            collapse_keys_max: self.collapse_keys_max,
+            device_bytes_max: self.device_bytes_max,
+        }
+    }
+}
