@@ -93,7 +93,7 @@ impl Cluster {
         let ca = layout.dir.join("ca");
         let text = format!(
             "[gateway]\nseeds = {seeds:?}\nsecret_file = {secret:?}\ncert_file = {:?}\nkey_file = {:?}\n\
-             http = \"127.0.0.1:{http}\"\nhttps = \"127.0.0.1:{https}\"\n\n[mcs]\nlisten = [\"127.0.0.1:{mcs}\"]\n\n\
+             http = \"127.0.0.1:{http}\"\nhttps = \"127.0.0.1:{https}\"\nmcs = [\"127.0.0.1:{mcs}\"]\n\n\
              [admin]\nlisten = \"127.0.0.1:{gateway_admin}\"\n\n{}\n",
             ca.join("server.pem"),
             ca.join("server.key"),
@@ -131,8 +131,7 @@ impl Cluster {
     /// # Errors
     /// When it fails, with what it said.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
-        let nodes: Vec<String> = self.grpc.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let nodes = nodes.join(",");
+        let nodes = self.grpc().join(",");
         let all: Vec<&str> = ["admin", "--node", &nodes].into_iter().chain(arguments.iter().copied()).collect();
         run(&self.layout, &all)
     }
@@ -153,6 +152,12 @@ impl Cluster {
     #[must_use]
     pub fn admin_addresses(&self) -> Vec<String> {
         self.processes().map(|process| format!("http://127.0.0.1:{}", process.admin)).collect()
+    }
+
+    /// gRPC addresses of the nodes.
+    #[must_use]
+    pub fn grpc(&self) -> Vec<String> {
+        self.grpc.iter().map(|port| format!("127.0.0.1:{port}")).collect()
     }
 
     /// PEM file of the CA.

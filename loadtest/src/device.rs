@@ -125,6 +125,8 @@ pub struct Connection {
     /// Frames of each side so far.
     received: i32,
     sent: i32,
+    /// Last frame that holds a message or an IQ.
+    owed: i32,
     /// What our frames have reported of `received`.
     reported: i32,
     /// Acknowledgements under way: number of our frame, what it acknowledged.
@@ -165,6 +167,7 @@ impl Connection {
             input: Bytes::new(),
             received: 0,
             sent: 0,
+            owed: 0,
             reported: 0,
             unconfirmed: VecDeque::new(),
             confirmed: 0,
@@ -212,6 +215,9 @@ impl Connection {
                     .await?;
                 continue;
             }
+            if matches!(stanza, Stanza::Data(_) | Stanza::Iq(_)) {
+                self.owed = self.received;
+            }
             return Ok(Some(Received { stream_id: self.received, stanza }));
         }
     }
@@ -238,6 +244,12 @@ impl Connection {
     #[must_use]
     pub fn confirmed_through(&self) -> i32 {
         self.confirmed
+    }
+
+    /// Stream id of the last frame that was received, heartbeats excepted: what an acknowledgement is owed for.
+    #[must_use]
+    pub fn received_through(&self) -> i32 {
+        self.owed
     }
 
     /// Whether there are frames of the server that no frame of ours has acknowledged.

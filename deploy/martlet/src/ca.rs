@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -29,6 +30,30 @@ const SERVER_DAYS: u64 = 397;
 
 /// How far a certificate reaches into the past, days, for clients whose clock is behind.
 const BEFORE_DAYS: u64 = 2;
+
+/// Arguments of `martlet ca`.
+#[derive(Debug, Args)]
+pub(crate) struct CaArgs {
+    /// Directory; the files go to its `ca` folder. A CA that is there is kept.
+    #[arg(long, value_name = "DIR", default_value = "./martlet-data")]
+    data: PathBuf,
+    /// Further host names or addresses that the server certificate is good for, beside localhost and 127.0.0.1.
+    #[arg(long, value_name = "NAME")]
+    cert_name: Vec<String>,
+}
+
+/// Runs `martlet ca`.
+///
+/// # Errors
+/// As [`open`].
+#[expect(clippy::print_stdout, reason = "where the files are is what the command tells")]
+pub(crate) fn run(args: &CaArgs) -> Result<()> {
+    let ca = open(&args.data, &args.cert_name)?;
+    println!("trust        {}", ca.ca_file.display());
+    println!("certificate  {}", ca.cert_file.display());
+    println!("key          {}", ca.key_file.display());
+    Ok(())
+}
 
 /// Where the certificates of a development set-up are.
 #[derive(Debug, Clone)]

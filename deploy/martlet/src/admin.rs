@@ -1,0 +1,312 @@
+//! `martlet admin`: what an operator asks of a cluster, over gRPC to any of its nodes.
+//!
+//! Owns the words and tables of the command; leaves every decision to the node. Prints server keys only when they were just
+//! made.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
+use martlet_proto::cluster::{
+    admin::{
+        AddKeyRequest, CreateClusterRequest, CreateProjectRequest, ListProjectsRequest, RevokeKeyRequest,
+        StatusRequest, admin_client::AdminClient,
+    },
+    meta::{Node, Project},
+};
+use tonic::{Code, transport::Channel};
+
+/// Patience for one node.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Patience for an answer: creating a cluster and revoking a key wait for others.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Largest answer: a meta state with thousands of projects.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+
+/// Arguments of `martlet admin`.
+#[derive(Debug, Args)]
+pub(crate) struct AdminArgs {
+    /// gRPC addresses of nodes, `host:port`, separated by commas; the first that answers is asked.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        env = "MARTLET_ADMIN_NODE"
+    )]
+    node: Vec<String>,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The cluster as a whole.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Projects: tenants, each one sender id.
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Server keys of a project.
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Creates the cluster, once: draws its keys, starts the meta group, spreads the shards.
+    Create {
+        /// All nodes, `ID=HOST:PORT` as peers reach them, separated by commas: 1, 3 or 5.
+        #[arg(long, value_name = "ID=ADDR", value_delimiter = ',', required = true)]
+        peers: Vec<String>,
+        /// Number of shards, 1 to 256, fixed for good: 64 serve up to some twenty nodes.
+        #[arg(long, default_value_t = 64)]
+        shards: u32,
+    },
+    /// Nodes, their groups, and gateways.
+    Status {
+        /// One line for each group of each node.
+        #[arg(long)]
+        groups: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ProjectCommand {
+    /// Creates a project with one server key, which is printed this once.
+    Create {
+        /// Decimal digits; one is given when absent.
+        #[arg(long)]
+        sender_id: Option<String>,
+        /// Text id, as in Firebase paths.
+        #[arg(long, default_value = "")]
+        text_id: String,
+        /// Name for people.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// The first server key; one is drawn when absent.
+        #[arg(long)]
+        server_key: Option<String>,
+    },
+    /// All projects.
+    List,
+    /// One project and its keys.
+    Show {
+        /// Sender id.
+        sender_id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Adds a server key, which is printed this once.
+    Add {
+        /// Sender id of the project.
+        sender_id: String,
+        /// The key; one is drawn when absent.
+        #[arg(long)]
+        server_key: Option<String>,
+    },
+    /// Revokes a server key; returns when every gateway has confirmed, or names those that have not.
+    Revoke {
+        /// Sender id of the project.
+        sender_id: String,
+        /// Number of the key, as `project show` lists it.
+        key_id: u32,
+    },
+}
+
+/// A client of the first node that answers.
+///
+/// # Errors
+/// Names every address and what came instead.
+pub(crate) async fn client(nodes: &[String]) -> Result<AdminClient<Channel>> {
+    let mut tried = Vec::new();
+    for node in nodes {
+        let endpoint = Channel::from_shared(format!("http://{node}"))
+            .with_context(|| format!("--node {node}: not host:port"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
+        match endpoint.connect().await {
+            Ok(channel) => return Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)),
+            Err(error) => tried.push(format!("{node} ({:#})", anyhow::Error::from(error))),
+        }
+    }
+    bail!("no node answers: {}; name one that runs with --node HOST:PORT", tried.join(", "))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What the node refused, in its words.
+pub(crate) async fn run(args: AdminArgs) -> Result<()> {
+    let mut client = client(&args.node).await?;
+    match args.what {
+        What::Cluster(ClusterCommand::Create { peers, shards }) => {
+            let nodes = peers.iter().map(|peer| parse_peer(peer)).collect::<Result<Vec<_>>>()?;
+            let count = nodes.len();
+            let created = client.create_cluster(CreateClusterRequest { shard_count: shards, nodes }).await;
+            let id = created.map_err(said)?.into_inner().cluster_id;
+            let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            print(&format!("cluster {id} created: {count} nodes, {shards} shards"));
+        }
+        What::Cluster(ClusterCommand::Status { groups }) => status(&mut client, groups).await?,
+        What::Project(ProjectCommand::Create { sender_id, text_id, name, server_key }) => {
+            let request = CreateProjectRequest {
+                sender_id: sender_id.unwrap_or_default(),
+                text_id,
+                name,
+                server_key: server_key.unwrap_or_default(),
+            };
+            let reply = client.create_project(request).await.map_err(said)?.into_inner();
+            let project = reply.project.context("the node answered without the project")?;
+            print(&format!("sender id   {}\nserver key  {}", project.sender_id, reply.server_key));
+        }
+        What::Project(ProjectCommand::List) => print(&list(&projects(&mut client).await?)),
+        What::Project(ProjectCommand::Show { sender_id }) => {
+            let all = projects(&mut client).await?;
+            let project = all.iter().find(|project| project.sender_id == sender_id);
+            print(&show(
+                project.with_context(|| format!("there is no project {sender_id}; `project list` shows all"))?,
+            ));
+        }
+        What::Key(KeyCommand::Add { sender_id, server_key }) => {
+            let request = AddKeyRequest { sender_id, server_key: server_key.unwrap_or_default() };
+            let reply = client.add_key(request).await.map_err(said)?.into_inner();
+            let key = reply.key.context("the node answered without the key")?;
+            print(&format!("key id      {}\nserver key  {}", key.key_id, reply.server_key));
+        }
+        What::Key(KeyCommand::Revoke { sender_id, key_id }) => {
+            let reply = client.revoke_key(RevokeKeyRequest { sender_id, key_id }).await.map_err(said)?.into_inner();
+            if reply.unconfirmed.is_empty() {
+                print("revoked: every gateway has confirmed");
+            } else {
+                let names: Vec<&str> = reply.unconfirmed.iter().map(|gateway| gateway.name.as_str()).collect();
+                let still = Duration::from_millis(reply.accepts_for_at_most_ms).as_secs();
+                bail!("revoked, but {} may accept it for up to {still} s more: not heard", names.join(", "));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn projects(client: &mut AdminClient<Channel>) -> Result<Vec<Project>> {
+    Ok(client.list_projects(ListProjectsRequest {}).await.map_err(said)?.into_inner().projects)
+}
+
+async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
+    let reply = client.status(StatusRequest { cluster_wide: true }).await.map_err(said)?.into_inner();
+    let Some(meta) = reply.meta.filter(|meta| !meta.cluster_id.is_empty()) else {
+        print("no cluster yet: `martlet admin cluster create` makes one");
+        return Ok(());
+    };
+    let id: String = meta.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    print(&format!(
+        "cluster {id}: {} shards, {} projects, revision {}",
+        meta.shard_count,
+        meta.projects.len(),
+        meta.revision
+    ));
+    let mut table = table(&["node", "address", "version", "groups", "leads", "stopped", "log"]);
+    for node in &reply.nodes {
+        let leads = node.groups.iter().filter(|group| group.leader_replica == group.replica_id).count();
+        let stopped = node.groups.iter().filter(|group| !group.stopped.is_empty()).count();
+        let (version, log) = if node.unreachable.is_empty() {
+            (node.version.clone(), format!("{} MiB", node.log_bytes >> 20))
+        } else {
+            (format!("unreachable: {}", node.unreachable), String::new())
+        };
+        let counts = [node.groups.len(), leads, stopped].map(|count| count.to_string());
+        let [groups, leads, stopped] = counts;
+        table.add_row([node.node_id.to_string(), node.address.clone(), version, groups, leads, stopped, log]);
+    }
+    print(&table.to_string());
+    if groups {
+        let mut rows =
+            self::table(&["node", "group", "term", "leader", "last", "applied", "checkpointed", "state", "stopped"]);
+        for (node, group) in reply.nodes.iter().flat_map(|node| node.groups.iter().map(move |group| (node, group))) {
+            let name = group.group.checked_sub(1).map_or_else(|| "meta".to_owned(), |shard| format!("shard {shard}"));
+            let leads = if group.leader_replica == group.replica_id { " (here)" } else { "" };
+            rows.add_row([
+                node.node_id.to_string(),
+                name,
+                group.term.to_string(),
+                format!("{}{leads}", group.leader_replica),
+                group.last_log_index.to_string(),
+                group.applied_index.to_string(),
+                group.checkpointed_index.to_string(),
+                format!("{:016x}", group.state_hash),
+                group.stopped.clone(),
+            ]);
+        }
+        print(&rows.to_string());
+    }
+    let mut gateways = self::table(&["gateway", "confirmed revision", "heard"]);
+    for gateway in &reply.gateways {
+        let heard = format!("{:.1} s ago", Duration::from_millis(gateway.silent_ms).as_secs_f64());
+        gateways.add_row([gateway.name.clone(), gateway.confirmed_revision.to_string(), heard]);
+    }
+    print(&gateways.to_string());
+    Ok(())
+}
+
+fn list(projects: &[Project]) -> String {
+    let mut table = table(&["sender id", "text id", "name", "live keys"]);
+    for project in projects {
+        let live = project.server_keys.iter().filter(|key| key.revoked_ms == 0).count();
+        table.add_row([project.sender_id.clone(), project.text_id.clone(), project.name.clone(), live.to_string()]);
+    }
+    table.to_string()
+}
+
+fn show(project: &Project) -> String {
+    let mut table = table(&["key id", "begins with", "state"]);
+    for key in &project.server_keys {
+        let state = if key.revoked_ms == 0 { "live" } else { "revoked" };
+        table.add_row([key.key_id.to_string(), format!("{}…", key.hint), state.to_owned()]);
+    }
+    format!("sender id   {}\ntext id     {}\nname        {}\n{table}", project.sender_id, project.text_id, project.name)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header.iter().copied());
+    table
+}
+
+fn parse_peer(text: &str) -> Result<Node> {
+    let parsed = text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address)));
+    let Some((node_id, address)) = parsed.filter(|(_, address)| address.contains(':')) else {
+        bail!("--peers {text}: not ID=HOST:PORT");
+    };
+    Ok(Node { node_id, address: address.to_owned(), zone: String::new() })
+}
+
+/// The node's words, without the wrapping of gRPC.
+fn said(status: tonic::Status) -> anyhow::Error {
+    match status.code() {
+        Code::Unavailable => anyhow::anyhow!("{} (try again: the cluster may be electing a leader)", status.message()),
+        _ => anyhow::anyhow!("{}", status.message()),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the operator asked for goes to standard output")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_an_id_and_an_address() {
+        assert_eq!(parse_peer("3=node-2.martlet:7400").unwrap().address, "node-2.martlet:7400");
+        for wrong in ["3", "x=a:1", "3=host"] {
+            assert!(parse_peer(wrong).is_err(), "{wrong}");
+        }
+    }
+}
