@@ -1,8 +1,8 @@
 //! The write-ahead log of a node, shared by all its Raft groups.
 //!
 //! Knows nothing of Raft but what must survive: per group the entries, the vote, the committed index, the purge point. One
-//! thread ([`writer`]) drains what all groups have queued: one write, one fdatasync, then all callbacks. The bytes are
-//! [`record`]s in [`segment`]s; [`recover`] judges what a start finds; [`kept`] is what is known in memory; [`group`] is what
+//! thread (`writer`) drains what all groups have queued: one write, one fdatasync, then all callbacks. The bytes are
+//! `record`s in `segment`s; `recover` judges what a start finds; `kept` is what is known in memory; `group` is what
 //! Raft uses.
 //!
 //! The invariant: nothing is reported done before its bytes are synced, and nothing that was synced is ever silently missing.

@@ -23,7 +23,7 @@ use super::{
     line::{Appends, Mailbox},
     local::Local,
     network::{Network, Peer},
-    types::{Types, Vote},
+    types::{LogId, Types, Vote},
 };
 
 /// Appends of one session that may be unanswered.
@@ -37,6 +37,17 @@ type Rpc<T> = Result<T, RPCError<Types>>;
 pub(super) struct Clients {
     pub(super) network: Network,
     pub(super) local: Arc<Local>,
+}
+
+impl Clients {
+    /// Term and last entry of another replica, or `None` when it does not answer. Changes nothing there.
+    pub(super) async fn standing(&self, target: u64, node: &Member, timeout: Duration) -> Option<(u64, Option<LogId>)> {
+        let client = self.client(target, node, Purpose::Heartbeat);
+        // No replica grants this, and every answer says where it stands.
+        let nothing = VoteRequest::new(Vote::new(0, self.local.replica), None);
+        let answer = client.ask_for_vote(nothing, liveness_call::Kind::PreVote, timeout).await.ok()?;
+        Some((answer.vote.leader_id().term, answer.last_log_id))
+    }
 }
 
 impl RaftNetworkFactory<Types> for Clients {

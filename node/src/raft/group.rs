@@ -1,9 +1,7 @@
 //! A running Raft group, as the rest of the node sees it.
 //!
-//! Left out for now: of design.md section 4, a node that dropped a drain may also vote once every voter of the group has
-//! answered it, and then only for a log at least as new as the newest of them; here it waits for a leader (a sole voter goes
-//! on), so a group of which a majority dropped drains at once has to be looked at. The ask-first rule that elects at once
-//! when connections to a leader close. Snapshots between nodes: so the log is purged only to where every replica is.
+//! Left out for now: the ask-first rule that elects at once when connections to a leader close; snapshots between nodes, so
+//! that the log is purged only to where every replica is; changes of membership.
 
 use std::{
     collections::BTreeMap,
@@ -65,7 +63,7 @@ pub struct GroupConfig {
 pub struct Leadership {
     /// Newest term seen.
     pub term: u64,
-    /// Replica that leads it, if known.
+    /// Replica that leads it, if known. A hint: right after a start it is who led before.
     pub leader: Option<u64>,
     /// This replica leads.
     pub is_leader: bool,
@@ -165,7 +163,8 @@ impl Group {
     /// Starts this node's replica: replays what the machine has not applied, then takes part.
     ///
     /// A replica that was here before neither votes nor campaigns for one election maximum: it may have promised a leader its
-    /// lease. If the log dropped a drain it waits for a leader to catch it up. A sole voter goes on at once.
+    /// lease. If the log dropped a drain it waits for a leader to catch it up, or until every voter has answered: then it votes
+    /// only in a new term and for a log at least as new as the newest of them. A sole voter goes on at once.
     pub async fn start(
         config: GroupConfig,
         log: &Log,

@@ -10,7 +10,7 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use super::types::{LogId, Raft, Vote, log_id, vote};
+use super::types::{LogId, Raft, Vote, log_id, position, vote};
 use crate::log::{GroupId, GroupLog};
 
 /// Shared by the group's handle, its clients to peers, and the service that peers call.
@@ -24,8 +24,21 @@ pub(super) struct Local {
     pub(super) quiet: AtomicBool,
     /// Every replica has the log up to here on disk, as some leader said.
     everywhere: AtomicU64,
+    /// What a leader said, in this process, is committed: an entry of its own term, so everything before is too.
+    heard: Mutex<Option<LogId>>,
+    /// A replica that dropped a drain and has heard every voter votes only above this.
+    floor: Mutex<Option<Floor>>,
     /// Replicas that may lose what they had once, and the term in which that was allowed.
     reverts: Mutex<BTreeMap<u64, u64>>,
+}
+
+/// The newest that the voters of a group have, all of them having answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Floor {
+    /// Highest term in which any of them has voted: whatever vote was dropped, it was not in a later one.
+    pub(super) term: u64,
+    /// The newest log.
+    pub(super) last: Option<LogId>,
 }
 
 impl std::fmt::Debug for Local {
@@ -43,6 +56,8 @@ impl Local {
             raft: OnceLock::new(),
             quiet: AtomicBool::new(quiet),
             everywhere: AtomicU64::new(0),
+            heard: Mutex::default(),
+            floor: Mutex::default(),
             reverts: Mutex::default(),
         }
     }
@@ -85,6 +100,26 @@ impl Local {
 
     pub(super) fn revert_allowed(&self, target: u64, term: u64) -> bool {
         self.reverts().get(&target) == Some(&term)
+    }
+
+    /// A leader of this term says that entries up to `committed` are.
+    pub(super) fn hear_committed(&self, term: u64, committed: Option<LogId>) {
+        if committed.is_some_and(|at| position(&at).term == term) {
+            let mut heard = self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            *heard = (*heard).max(committed);
+        }
+    }
+
+    pub(super) fn heard_committed(&self) -> Option<LogId> {
+        *self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn floor(&self) -> Option<Floor> {
+        *self.floor.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn set_floor(&self, floor: Option<Floor>) {
+        *self.floor.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = floor;
     }
 
     fn reverts(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {

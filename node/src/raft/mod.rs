@@ -1,8 +1,8 @@
 //! Where openraft begins and ends: no other module names its types.
 //!
 //! A [`Group`] is a running replica: proposals in, entries applied to its [`Machine`], leadership told. Its log is the node's
-//! ([`storage`] over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): [`client`] asks peers,
-//! [`service`] answers them, [`line`] carries both, [`links`] is where connections are made and tests cut them.
+//! (`storage` over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): `client` asks peers,
+//! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them.
 
 mod client;
 mod encode;

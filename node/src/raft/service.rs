@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     client::PIPELINE,
     encode::{from_entry, from_log_id, from_vote, to_log_id, to_vote},
-    local::Local,
+    local::{Floor, Local},
     network::Network,
     types::{Raft, Types},
 };
@@ -196,12 +196,15 @@ fn admit(local: &Local, call: AppendCall) -> Result<AppendEntriesRequest<Types>,
         return Err(append_reply::Outcome::Reverted(true));
     }
     local.hear_everywhere(call.everywhere);
+    let vote = call.vote.ok_or_else(|| failed("append without a vote"))?;
     let entries = call.entries.into_iter().map(from_entry).collect::<Result<_, _>>().map_err(|e| failed(&e))?;
+    let leader_commit = call.committed.as_ref().map(from_log_id);
+    local.hear_committed(vote.term, leader_commit);
     Ok(AppendEntriesRequest {
-        vote: from_vote(&call.vote.ok_or_else(|| failed("append without a vote"))?),
+        vote: from_vote(&vote),
         prev_log_id: call.previous.as_ref().map(from_log_id),
         entries,
-        leader_commit: call.committed.as_ref().map(from_log_id),
+        leader_commit,
     })
 }
 
@@ -230,7 +233,8 @@ async fn liveness(local: &Local, raft: &Raft, kind: Option<liveness_call::Kind>)
 async fn vote(local: &Local, raft: &Raft, call: wire::VoteCall, pre: bool) -> liveness_reply::Outcome {
     use liveness_reply::Outcome;
     let Some(candidate) = call.vote else { return Outcome::Failed("vote without a vote".to_owned()) };
-    if local.is_quiet() {
+    let below = |floor: Floor| candidate.term <= floor.term || call.last.as_ref().map(from_log_id) < floor.last;
+    if local.is_quiet() || local.floor().is_some_and(below) {
         // It may have promised a leader its lease, or have lost what it once voted for.
         let vote = Some(to_vote(&local.own_vote()));
         return Outcome::Vote(wire::VoteAnswer { vote, granted: false, last: local.last().as_ref().map(to_log_id) });

@@ -366,6 +366,36 @@ async fn a_replica_that_dropped_a_drain_is_caught_up_before_it_takes_part_and_st
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_all_dropped_a_drain_go_on_once_all_have_answered() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.leader().await.propose("a").await.unwrap();
+    for node in cluster.nodes.values() {
+        node.has_applied(1).await;
+        // A drain of its own, so that what is torn is not the entry.
+        node.log.group(GroupId(9)).save_vote(crate::log::Vote { term: 1, replica: 1, committed: false }).await.unwrap();
+    }
+    let mut disks = Vec::new();
+    for (id, node) in std::mem::take(&mut cluster.nodes) {
+        disks.push((id, tear(node.kill().await)));
+    }
+    let last = disks.pop().unwrap();
+    for (id, disk) in disks {
+        cluster.start(id, disk).await;
+    }
+    tokio::time::sleep(3 * settings().election_max).await;
+    for node in cluster.nodes.values() {
+        let is_leader = node.group.leadership().borrow().is_leader;
+        assert!(node.log.group(GROUP).is_behind() && !is_leader, "one has not answered");
+    }
+    cluster.start(last.0, last.1).await;
+    cluster.leader().await.propose("b").await.unwrap();
+    for node in cluster.nodes.values() {
+        assert_eq!(node.has_applied(2).await, words(&["a", "b"]));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_purged_to_where_every_replica_is_and_no_further() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;

@@ -1,17 +1,21 @@
 //! Follows a running group: tells who leads and that it has stopped, and ends its quiet time.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    client::Clients,
     group::{Leadership, leadership},
-    local::Local,
+    local::{Floor, Local},
     network::Network,
     settings::RaftSettings,
-    types::{Raft, plain_vote, position},
+    types::{Raft, position},
 };
 
 /// Starts the two tasks that follow a group. They end with `ending`, the network, or the group.
@@ -32,13 +36,14 @@ pub(super) fn follow(
         stopped_tx.send_replace(Some(why));
     });
     if local.is_quiet() {
-        let (local, raft, pause) = (local.clone(), raft.clone(), settings.election_max);
+        let (raft, pause) = (raft.clone(), settings.election_max);
+        let clients = Clients { network: network.clone(), local: local.clone() };
         network.spawn(async move {
-            if !is_sole_voter(&local, &raft) {
+            if !is_sole_voter(&clients.local, &raft) {
                 // Until every lease that it may have granted before it restarted has run out.
                 tokio::time::sleep(pause).await;
             }
-            catch_up(&local, &raft).await;
+            catch_up(&clients, &raft, pause).await;
         });
     }
     (leadership_rx, stopped_rx)
@@ -80,37 +85,67 @@ async fn tell(
     }
 }
 
-/// Waits until a leader has caught the replica up, if it dropped a drain, then lets it vote and campaign.
-async fn catch_up(local: &Local, raft: &Raft) {
+/// Waits until a leader has caught the replica up, if it dropped a drain, then lets it vote and campaign. Until then it votes
+/// once every voter has answered, and only for what is newer than all of them.
+async fn catch_up(clients: &Clients, raft: &Raft, pause: Duration) {
+    let local = &clients.local;
     if local.log.is_behind() {
         let mut metrics = raft.data_metrics();
         while !is_sole_voter(local, raft) && !has_caught_up(local, raft) {
-            if metrics.changed().await.is_err() {
-                return;
+            tokio::select! {
+                alive = metrics.changed() => if alive.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+            if local.floor().is_none()
+                && let Some(floor) = ask_all(clients, raft, pause).await
+            {
+                tracing::info!(group = %local.group, replica = local.replica, ?floor, "every voter has answered");
+                local.set_floor(Some(floor));
+                local.quiet.store(false, Ordering::SeqCst);
+                raft.runtime_config().elect(local.last() >= floor.last);
             }
         }
         if let Err(e) = local.log.caught_up().await {
             tracing::warn!(group = %local.group, error = %e, "it cannot be noted that the group was caught up");
             return;
         }
-        tracing::info!(group = %local.group, replica = local.replica, "a leader has caught the replica up");
+        tracing::info!(group = %local.group, replica = local.replica, "the replica is caught up");
     }
+    local.set_floor(None);
     local.quiet.store(false, Ordering::SeqCst);
     raft.runtime_config().elect(true);
 }
 
-/// An entry of the term of the leader that is heard now is committed and here: so is everything that was committed before.
+/// The newest of what all voters have; `None` while one of them does not answer, or the voters are not known.
+async fn ask_all(clients: &Clients, raft: &Raft, timeout: Duration) -> Option<Floor> {
+    let local = &clients.local;
+    let membership = raft.server_metrics().borrow_watched().membership_config.clone();
+    let mut floor = Floor { term: local.own_vote().leader_id().term, last: local.last() };
+    let others: Vec<u64> = membership.voter_ids().filter(|id| *id != local.replica).collect();
+    if others.is_empty() {
+        return None;
+    }
+    for id in others {
+        let (term, last) = clients.standing(id, membership.get_node(&id)?, timeout).await?;
+        floor = Floor { term: floor.term.max(term), last: floor.last.max(last) };
+    }
+    Some(floor)
+}
+
+/// Everything that may have been committed is here: a leader of this process's time has said how far it goes, and it is here
+/// that far; or this replica was elected above every voter and has committed an entry of its own. (What openraft knows of a
+/// leader and of commits right after a start comes from the log itself and proves nothing.)
 fn has_caught_up(local: &Local, raft: &Raft) -> bool {
-    let server = raft.server_metrics();
-    let (vote, leader) = {
-        let server = server.borrow_watched();
-        (plain_vote(&server.vote), server.current_leader)
-    };
     let data = raft.data_metrics();
-    let committed = data.borrow_watched().local_committed;
-    vote.committed
-        && leader.is_some_and(|leader| leader != local.replica)
-        && committed.is_some_and(|committed| position(&committed).term == vote.term)
+    let Some(committed) = data.borrow_watched().local_committed else { return false };
+    if local.heard_committed().is_some_and(|heard| committed >= heard) {
+        return true;
+    }
+    let vote = local.own_vote();
+    let elected = local.floor().is_some_and(|floor| vote.leader_id().term > floor.term)
+        && vote.is_committed()
+        && vote.leader_id().voted_for == local.replica;
+    elected && position(&committed).term == vote.leader_id().term
 }
 
 /// Nobody else can lead.
