@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{meta::watch::WatchConfig, raft::RaftSettings, store::StoreConfig};
+use crate::{meta::watch::WatchConfig, raft::RaftSettings, shard::ShardSettings, store::StoreConfig};
 
 /// An entry of 64 KiB must fit many times.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
@@ -24,6 +24,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Timers of Raft.
     pub raft: RaftSettings,
+    /// Packing, admission and limits of shards.
+    pub shard: ShardSettings,
     /// The watch of the meta state.
     pub watch: WatchConfig,
 }

@@ -6,7 +6,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use martlet_proto::cluster::{admin::admin_server::AdminServer, meta::meta_server::MetaServer};
+use martlet_proto::cluster::{
+    admin::admin_server::AdminServer, meta::meta_server::MetaServer, queue::queue_server::QueueServer,
+};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{
@@ -22,6 +24,7 @@ use crate::{
     disk::{Disk, RealDisk},
     log::{Log, LogConfig, LogError},
     meta::{
+        directory::Followed,
         identity::{Identity, IdentityError},
         keep::Keeper,
         membership::{JoinError, Membership},
@@ -37,8 +40,10 @@ use crate::{
         admin::AdminService,
         meta::{MetaService, Watching},
         peers::{Peers, REPLY_MAX},
+        queue::QueueService,
     },
-    store::{Store, StoreConfig, StoreError, Which},
+    shard::{Shards, ShardsConfig},
+    store::{Pressure, Store, StoreConfig, StoreError, Which},
 };
 
 /// A peer or gateway is asked for a sign of life after this silence, and dropped after the next (design.md section 2).
@@ -196,8 +201,19 @@ impl Node {
             tracing::warn!(dropped, "the log ended in a torn write, which was dropped: it had not been acknowledged");
         }
         let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
-        let store = Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?;
+        let store = Arc::new(Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?);
         let network = Network::new(config.node.id, links);
+        let full = {
+            let (store, log) = (Arc::clone(&store), log.clone());
+            Arc::new(move || store.pressure() == Pressure::Full || log.is_full())
+        };
+        let shards = Shards::new(ShardsConfig {
+            settings: config.shard.clone(),
+            clock: Arc::clone(&clock),
+            directory: Arc::new(Followed::new(keeper.kept())),
+            metrics: Arc::clone(&metrics),
+            is_full: full,
+        });
         let parts = Parts {
             address,
             dir: dir.path().into(),
@@ -205,7 +221,8 @@ impl Node {
             disk,
             secret,
             log,
-            store: Arc::new(store),
+            store,
+            shards,
             network,
             peers: Peers::default(),
             keeper,
@@ -260,7 +277,10 @@ impl Node {
         };
         draining.cancel();
         let leave = async {
+            parts.shards.drain();
             step_down(&parts).await;
+            // While the groups still run: what is proposed is answered.
+            parts.shards.shutdown().await;
             streams_end.cancel();
             streams.close();
             streams.wait().await;
@@ -297,11 +317,15 @@ fn router(
     let meta =
         MetaService::new(Arc::clone(parts), Arc::clone(membership), watching.clone(), streams.clone(), end.clone());
     let admin = AdminService::new(Arc::clone(parts), Arc::clone(membership), watching, restarted);
+    let queue = QueueService::new(Arc::clone(&parts.shards));
     Server::builder()
         .http2_keepalive_interval(Some(PING_AFTER))
         .http2_keepalive_timeout(Some(DEAD_AFTER))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(
+            QueueServer::new(queue).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX),
+        )
         .add_service(MetaServer::new(meta).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX))
         .add_service(
             AdminServer::new(admin).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX),

@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use martlet_proto::cluster::meta::{MetaState, ShardReplicas};
+use martlet_proto::{
+    cluster::meta::{MetaState, ShardReplicas},
+    shard::Shard,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
     parts::Parts,
     raft::{Group, GroupConfig, Member},
     replicas::Replica,
+    shard::Kept,
 };
 
 const RETRY: Duration = Duration::from_secs(5);
@@ -61,12 +65,14 @@ async fn open(
     replica: u64,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let rows = parts.store.shard(replica)?;
-    let machine = interim::Interim::load(Arc::clone(&rows))?;
+    let kept: Arc<dyn Kept> = rows.clone();
+    let served = parts.shards.load(Shard(u16::try_from(shard.shard)?), kept)?;
     let config = GroupConfig { group, replica, settings: parts.config.raft.clone(), clock: Arc::clone(&parts.clock) };
-    let group = Group::start(config, &parts.log, Box::new(machine), &parts.network).await?;
+    let group = Group::start(config, &parts.log, Box::new(served.machine()), &parts.network).await?;
     if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {
         group.initialize(members(state, shard)).await?;
     }
+    parts.shards.open(served, Arc::new(group.clone()));
     parts.replicas.insert(Replica { id: replica, group, rows });
     Ok(())
 }
@@ -80,50 +86,4 @@ fn members(state: &MetaState, shard: &ShardReplicas) -> BTreeMap<u64, Member> {
         .iter()
         .map(|replica| (replica.replica_id, Member { node: replica.node_id, address: address(replica.node_id) }))
         .collect()
-}
-
-/// Applies without delivering: stands in until a shard's own machine is there.
-mod interim {
-    use std::sync::Arc;
-
-    use bytes::Bytes;
-    use martlet_proto::cluster::command::Entry;
-    use prost::Message;
-
-    use crate::{
-        raft::{Index, Machine, MachineError, Reply},
-        state::{State, StateError},
-        store::{Mark, ShardStore},
-    };
-
-    pub(super) struct Interim {
-        state: State,
-        rows: Arc<ShardStore>,
-    }
-
-    impl Interim {
-        pub(super) fn load(rows: Arc<ShardStore>) -> Result<Self, StateError> {
-            Ok(Self { state: State::load(&*rows)?, rows })
-        }
-    }
-
-    impl Machine for Interim {
-        fn mark(&self) -> Option<Bytes> {
-            self.rows.mark().map(|mark| mark.bytes)
-        }
-
-        fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-            let failed = |what: String| MachineError { at, what };
-            let entry = Entry::decode(payload).map_err(|error| failed(error.to_string()))?;
-            let applied = self.state.apply(&*self.rows, at.index, &entry).map_err(|error| failed(error.to_string()))?;
-            let mark = Mark { index: at.index, bytes: mark };
-            self.rows.commit(mark, applied.writes).map_err(|error| failed(error.to_string()))?;
-            Ok(Reply::Shard(applied.answers))
-        }
-
-        fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {
-            let mark = Mark { index: at.index, bytes: mark };
-            self.rows.commit(mark, Vec::new()).map_err(|error| MachineError { at, what: error.to_string() })
-        }
-    }
 }

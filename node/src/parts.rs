@@ -14,6 +14,7 @@ use crate::{
     raft::Network,
     replicas::Replicas,
     rpc::peers::Peers,
+    shard::Shards,
     store::Store,
 };
 
@@ -44,6 +45,8 @@ pub struct Parts {
     pub keeper: Keeper,
     /// The groups that run here.
     pub replicas: Replicas,
+    /// The shards that gateways are served.
+    pub shards: Arc<Shards>,
     /// Instruments.
     pub metrics: Arc<Metrics>,
 }

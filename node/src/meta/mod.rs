@@ -4,6 +4,7 @@
 //! holds the newest state on disk and tells everyone on this node of it; [`watch`] knows which gateways follow; [`identity`] and
 //! [`secret`] make a node a member of one cluster; [`group`] is this node's replica of the group and the way to its leader.
 
+pub mod directory;
 pub mod group;
 pub mod identity;
 pub mod keep;

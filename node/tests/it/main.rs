@@ -5,5 +5,6 @@
 mod creation;
 mod model;
 mod nodes;
+mod serving;
 mod state;
 mod watching;

@@ -131,7 +131,7 @@ impl Nodes {
         (1..).zip(&self.addresses).map(named).collect()
     }
 
-    fn channel(&self, id: usize) -> Channel {
+    pub(crate) fn channel(&self, id: usize) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.addresses[id - 1])).unwrap();
         endpoint.connect_lazy()
     }
