@@ -1,0 +1,122 @@
+//! An app server that says exactly what a test wants said: HTTP/1.1 by hand over a socket.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+/// Patience for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection that is kept between requests.
+pub(crate) struct Http {
+    stream: BufReader<TcpStream>,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Names in lower case, in order.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+}
+
+impl Http {
+    pub(crate) fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
+    /// Writes bytes as they are.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// A whole request with `Content-Length`; `headers` as given.
+    pub(crate) fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: gcm-http.googleapis.com\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+        self.write(&[head.as_bytes(), body].concat());
+        self.answer()
+    }
+
+    /// Reads one answer.
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap_or_else(|| panic!("the connection was closed instead of an answer"))
+    }
+
+    /// Reads one answer; none when the connection is closed instead.
+    pub(crate) fn try_answer(&mut self) -> Option<Answer> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).ok()?;
+            let line = line.trim_end();
+            let Some((name, value)) = line.split_once(':') else { break };
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        if let Some(length) = answer.header("content-length") {
+            answer.body = vec![0; length.parse().unwrap()];
+            self.stream.read_exact(&mut answer.body).ok()?;
+        } else if answer.header("transfer-encoding").is_some() {
+            loop {
+                let mut size = String::new();
+                self.stream.read_line(&mut size).ok()?;
+                let size = usize::from_str_radix(size.trim(), 16).unwrap();
+                let mut chunk = vec![0; size + 2];
+                self.stream.read_exact(&mut chunk).ok()?;
+                answer.body.extend_from_slice(&chunk[..size]);
+                if size == 0 {
+                    break;
+                }
+            }
+        }
+        Some(answer)
+    }
+}
+
+/// One JSON send with this key on a connection of its own.
+pub(crate) fn send_json(address: &str, key: &str, body: &Value) -> Answer {
+    let authorization = format!("key={key}");
+    let headers = [("Authorization", authorization.as_str()), ("Content-Type", "application/json")];
+    Http::connect(address).request("POST", "/gcm/send", &headers, body.to_string().as_bytes())
+}
+
+/// One plain-text send with this key.
+pub(crate) fn send_form(address: &str, key: &str, body: &str) -> Answer {
+    let authorization = format!("key={key}");
+    let headers = [
+        ("Authorization", authorization.as_str()),
+        ("Content-Type", "application/x-www-form-urlencoded;charset=UTF-8"),
+    ];
+    Http::connect(address).request("POST", "/gcm/send", &headers, body.as_bytes())
+}

@@ -1,0 +1,236 @@
+//! Published client libraries, unmodified and pinned, over TLS against the built executable.
+//!
+//! Each library has a folder in tests/clients: its lock file and a script that says what the library is told. They are installed
+//! once, under target/clients, behind a lock, because test processes run side by side.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    app_server::send_json,
+    broker::{Broker, ONE, shared},
+    device::{PATIENCE, check_in, value},
+};
+
+/// Where the scripts and lock files are.
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+
+/// Where the libraries are installed: beside the executable's build, so that `cargo clean` removes them.
+fn installed(library: &str) -> PathBuf {
+    let target = Path::new(crate::broker::MARTLET).parent().unwrap().parent().unwrap();
+    target.join("clients").join(library)
+}
+
+/// Copies a library's folder to where it is installed, and runs `install` there unless the very same was installed before.
+fn install(library: &str, install: impl Fn(&Path)) -> PathBuf {
+    let (source, dir) = (Path::new(SCRIPTS).join(library), installed(library));
+    fs::create_dir_all(&dir).unwrap();
+    let lock = fs::File::create(dir.with_extension("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut pinned = Vec::new();
+    for entry in fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        let content = fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        fs::write(dir.join(&name), &content).unwrap();
+        if name.ends_with("lock.json") || name.ends_with(".txt") {
+            pinned.extend(content);
+        }
+    }
+    let done = dir.join("installed");
+    if fs::read(&done).ok().as_deref() != Some(&pinned[..]) {
+        install(&dir);
+        fs::write(&done, &pinned).unwrap();
+    }
+    dir
+}
+
+/// Runs a command that installs; says how to do it by hand where it fails.
+fn must(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{command:?}: {error}; install Node.js, npm and Python 3 (.ci/run does)"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}\n.ci/run installs what is missing");
+}
+
+fn npm(library: &str) -> PathBuf {
+    install(library, |dir| {
+        must(Command::new("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(dir))
+    })
+}
+
+fn pip(library: &str) -> PathBuf {
+    install(library, |dir| {
+        must(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(dir));
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
+        must(Command::new("venv/bin/python").args(pip).current_dir(dir));
+    })
+}
+
+fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
+    let port = |what: &str| broker.address(what).rsplit_once(':').unwrap().1.to_owned();
+    let mut command = Command::new("node");
+    command
+        .arg("-r")
+        .arg(Path::new(SCRIPTS).join("redirect.cjs"))
+        .arg(dir.join(script))
+        .env("NODE_EXTRA_CA_CERTS", broker.ca_file())
+        .env("MARTLET_HTTPS", port("https"))
+        .env("MARTLET_MCS", port("mcs"))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a script to its end; its last line, as JSON.
+fn last_line(command: &mut Command) -> Value {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
+}
+
+/// A script that goes on; it is killed when dropped.
+struct Script {
+    child: Child,
+    lines: mpsc::Receiver<Value>,
+}
+
+impl Script {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let stdout: ChildStdout = child.stdout.take().unwrap();
+        let (sender, lines) = mpsc::sync_channel(1_000);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                // The library may print lines of its own.
+                if let Ok(json) = serde_json::from_str(&line)
+                    && sender.send(json).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next line that has `key`.
+    fn next(&self, key: &str) -> Value {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no {key}: {error}"));
+            if !line[key].is_null() {
+                return line[key].clone();
+            }
+        }
+    }
+
+    /// Asserts that no line with `key` comes for a while.
+    fn none(&self, key: &str) {
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(600)) {
+            assert!(line[key].is_null(), "{line}");
+        }
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn h163_node_gcm_sends_each_message_once() {
+    let broker = shared();
+    let dir = npm("node-gcm");
+    let identity = check_in(broker);
+    let token = identity.register(broker, "com.example.app", ONE.0);
+    let url = format!("https://{}/gcm/send", broker.address("https"));
+    let answers = last_line(node(broker, &dir, "send.cjs").args([&url, ONE.1, &token]));
+    assert_eq!((&answers["one"]["success"], &answers["alone"]["success"]), (&json!(1), &json!(1)), "{answers}");
+    assert_eq!((&answers["many"]["success"], &answers["many"]["failure"]), (&json!(2), &json!(1)), "{answers}");
+    assert_eq!(answers["many"]["results"][1]["error"], "InvalidRegistration");
+    assert_eq!(answers["refused"], 401);
+    let mut mcs = identity.connect(broker);
+    let arrived: Vec<_> = (0..4).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
+    assert_eq!(arrived, ["1", "2", "2", "3"]);
+    mcs.no_message();
+}
+
+#[test]
+fn h163_h165_python_gcm_and_pyfcm_send_each_message_once_and_never_repeat_a_success() {
+    let broker = shared();
+    let dir = pip("python");
+    let identity = check_in(broker);
+    let token = identity.register(broker, "com.example.app", ONE.0);
+    let url = format!("https://{}/gcm/send", broker.address("https"));
+    let mut command = Command::new(dir.join("venv/bin/python"));
+    command.arg(dir.join("send.py")).args([&url, ONE.1, &token]).env("REQUESTS_CA_BUNDLE", broker.ca_file());
+    let answers = last_line(&mut command);
+    assert!(answers["json"]["success"][&token].is_string(), "{answers}");
+    assert_eq!(answers["json_mixed"]["errors"]["InvalidRegistration"], json!(["nonsense"]), "{answers}");
+    assert_eq!(answers["plain_error"], "GCMInvalidRegistrationException");
+    assert_eq!(answers["refused"], "GCMAuthenticationException");
+    assert_eq!((&answers["fcm_single"]["success"], &answers["fcm_multiple"]["success"]), (&json!(1), &json!(2)));
+    assert_eq!(answers["fcm_dry"]["success"], 1);
+    let mut mcs = identity.connect(broker);
+    let arrived: Vec<_> = (0..6).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
+    assert_eq!(arrived, ["1", "2", "3", "4", "5", "5"]);
+    mcs.no_message();
+}
+
+#[test]
+fn push_receiver_checks_in_registers_and_receives_plain_data_with_all_its_keys() {
+    let broker = shared();
+    let dir = npm("push-receiver");
+    let script = Script::start(node(broker, &dir, "receive.cjs").arg(ONE.0));
+    let token = script.next("token");
+    let token = token.as_str().unwrap();
+    let send = |n: u32| {
+        let body = json!({ "to": token, "collapse_key": "k", "time_to_live": 60, "data": { "n": n, "x": "ü" } });
+        let json = send_json(&broker.address("http"), ONE.1, &body).json();
+        json["results"][0]["message_id"].as_str().unwrap_or_else(|| panic!("{json}")).to_owned()
+    };
+    // One may come before the connection, one after it.
+    let first = send(1);
+    script.next("connected");
+    let second = send(2);
+    let messages = [script.next("message"), script.next("message")];
+    assert_eq!(messages.each_ref().map(|message| &message["persistentId"]), [&json!(first), &json!(second)]);
+    let message = &messages[0];
+    let pairs = message["appData"].as_array().unwrap();
+    let pair = |key: &str| pairs.iter().find(|pair| pair["key"] == key).map(|pair| &pair["value"]);
+    assert_eq!((pair("n"), pair("x")), (Some(&json!("1")), Some(&json!("ü"))), "{message}");
+    // This client registers under its sender as subtype.
+    assert_eq!(pair("subtype"), Some(&json!(ONE.0)));
+    assert_eq!((&message["from"], &message["category"]), (&json!(ONE.0), &json!("com.example.app")));
+    assert_eq!((&message["token"], &message["ttl"]), (&json!("k"), &json!(60)));
+    script.none("message");
+}
+
+#[test]
+fn aracna_fcm_logs_in_has_its_pings_answered_and_logs_in_again_after_a_kill() {
+    let mut broker = Broker::start();
+    let dir = npm("aracna-fcm");
+    let identity = check_in(&broker);
+    let (id, token) = (identity.android_id.to_string(), identity.security_token.to_string());
+    let port = broker.address("mcs").rsplit_once(':').unwrap().1.to_owned();
+    let script = Script::start(node(&broker, &dir, "login.cjs").args([&id, &token, &port]));
+    script.next("login");
+    script.next("heartbeat");
+    script.next("heartbeat");
+    broker.kill();
+    script.next("closed");
+    broker.restart();
+    script.next("login");
+    script.next("heartbeat");
+}

@@ -1,0 +1,360 @@
+//! A cluster of three node processes and a gateway: what clients see when nodes are lost, and kill rounds judged by the ledger.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use martlet_loadtest::{
+    app_server::{AppServer, Sent, Target},
+    clock::RunClock,
+    cluster::{Cluster, Layout},
+    device::{self, Connection, trusting},
+    fleet::{Device, Fleet, Surroundings},
+    history::{Phase, Recorder, What},
+    http::{HttpAnswer, HttpClient},
+    ledger::{self, Terms},
+};
+use martlet_proto::{
+    cluster::admin::{NodeStatus, StatusRequest, admin_client::AdminClient},
+    device::mcs::DataMessageStanza,
+    mcs::stanza::Stanza,
+};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::broker::MARTLET;
+
+/// Patience for a cluster to go on after a loss.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn start(shards: u32) -> (Cluster, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let layout = Layout {
+        martlet: MARTLET.into(),
+        dir: dir.path().join("cluster"),
+        nodes: 3,
+        shards,
+        node_extra: String::new(),
+        gateway_extra: String::new(),
+    };
+    (Cluster::start(layout).await.unwrap(), dir)
+}
+
+/// What the nodes that answer say of themselves.
+async fn status(cluster: &Cluster) -> Vec<NodeStatus> {
+    for address in cluster.grpc() {
+        let Ok(mut client) = AdminClient::connect(format!("http://{address}")).await else { continue };
+        if let Ok(reply) = client.status(StatusRequest { cluster_wide: true }).await {
+            return reply.into_inner().nodes;
+        }
+    }
+    panic!("no node answers");
+}
+
+/// Index of the node that leads group `group`, if one does.
+async fn leader(cluster: &Cluster, group: u32) -> Option<usize> {
+    let nodes = status(cluster).await;
+    let leads = |node: &&NodeStatus| {
+        node.groups.iter().any(|g| g.group == group && g.leader_replica == g.replica_id && g.stopped.is_empty())
+    };
+    nodes.iter().find(leads).map(|node| usize::try_from(node.node_id).unwrap() - 1)
+}
+
+/// An app server and a device of a cluster with one shard.
+struct Ends {
+    http: HttpClient,
+    key: String,
+    token: String,
+    identity: device::Identity,
+}
+
+impl Ends {
+    async fn new(cluster: &Cluster) -> Self {
+        let http = HttpClient::new(&cluster.http()).unwrap();
+        let identity = device::check_in(&http, None).await.unwrap();
+        let token = device::register(&http, identity, "com.example.app", &cluster.project.sender_id).await.unwrap();
+        Self { http, key: format!("key={}", cluster.project.server_key), token, identity }
+    }
+
+    async fn send_json(&self, n: u32) -> HttpAnswer {
+        let headers = [("authorization", self.key.as_str()), ("content-type", "application/json")];
+        let body = json!({ "to": self.token, "data": { "n": n.to_string() } });
+        self.http.post("/gcm/send", &headers, body.to_string()).await.unwrap()
+    }
+
+    async fn send_form(&self, n: u32) -> HttpAnswer {
+        let headers = [("authorization", self.key.as_str())];
+        let body = format!("registration_id={}&data.n={n}", self.token);
+        self.http.post("/gcm/send", &headers, body).await.unwrap()
+    }
+
+    /// Connects, however long the cluster takes, and collects what arrives until nothing has for a while.
+    async fn receive(&self, cluster: &Cluster, least: usize) -> Vec<u32> {
+        let tls = trusting(&cluster.ca_file()).unwrap();
+        let clock = RunClock::begin();
+        let mut arrived = Vec::new();
+        while clock.elapsed() < PATIENCE {
+            let opened = Connection::open(&cluster.mcs(), Arc::clone(&tls), self.identity, Vec::new()).await;
+            let Ok(mut connection) = opened else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            loop {
+                let quiet = if arrived.len() < least { PATIENCE } else { Duration::from_secs(1) };
+                match tokio::time::timeout(quiet, connection.next()).await {
+                    Ok(Ok(Some(received))) => {
+                        if let Stanza::Data(data) = received.stanza {
+                            arrived.push(number(&data));
+                        }
+                    }
+                    Ok(_) => break,
+                    Err(_) => return arrived,
+                }
+            }
+        }
+        panic!("only {arrived:?} arrived");
+    }
+}
+
+fn number(data: &DataMessageStanza) -> u32 {
+    data.app_data.iter().find(|pair| pair.key == "n").unwrap().value.parse().unwrap()
+}
+
+fn is_success(answer: &HttpAnswer) -> bool {
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    answer.status == 200 && json["success"] == 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h117_h160_h161_h090_accepted_messages_survive_a_node_and_without_a_quorum_sends_are_refused_for_good() {
+    let (mut cluster, _dir) = start(1).await;
+    let ends = Ends::new(&cluster).await;
+    assert!(is_success(&ends.send_json(1).await));
+
+    // H117: the node that leads the shard is lost with its disk.
+    let lost = leader(&cluster, 1).await.unwrap();
+    cluster.kill_node(lost).unwrap();
+    let clock = RunClock::begin();
+    while !is_success(&ends.send_json(2).await) {
+        assert!(clock.elapsed() < PATIENCE, "two of three nodes did not go on");
+    }
+    let arrived = ends.receive(&cluster, 2).await;
+    assert!(arrived.starts_with(&[1]) && arrived.ends_with(&[2]), "{arrived:?}");
+
+    // H160, H090: without a quorum. The last leader's lease ends first.
+    let second = (lost + 1) % 3;
+    cluster.kill_node(second).unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for n in 10..13 {
+        let answer = ends.send_json(n).await;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let refused = answer.status == 503 || text.contains(r#"{"error":"Unavailable"}"#);
+        assert!(refused && !is_success(&answer), "{} {text}", answer.status);
+        let answer = ends.send_form(n + 10).await;
+        assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
+        assert!(!String::from_utf8_lossy(&answer.body).contains("Error="));
+    }
+
+    // H161: what was refused never arrives, when the quorum is back.
+    cluster.start_node(lost).unwrap();
+    cluster.start_node(second).unwrap();
+    cluster.wait_ready().await.unwrap();
+    let clock = RunClock::begin();
+    while !is_success(&ends.send_json(30).await) {
+        assert!(clock.elapsed() < PATIENCE, "three nodes did not go on");
+    }
+    let arrived = ends.receive(&cluster, 1).await;
+    assert!(arrived.contains(&30), "{arrived:?}");
+    assert!(arrived.iter().all(|n| [1, 2, 30].contains(n)), "{arrived:?}");
+    cluster.stop().await.unwrap();
+}
+
+#[test]
+fn h162_retry_after_is_a_number_of_seconds() {
+    // A gateway that knows no node answers 503 to everything.
+    let broker = crate::broker::Broker::start();
+    let token = crate::device::check_in(&broker).register(&broker, "com.example.app", crate::broker::ONE.0);
+    let dir = TempDir::new().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let config = dir.path().join("gateway.toml");
+    let secret = broker.data().join("secret");
+    let text = format!(
+        "[gateway]\nseeds = [\"127.0.0.1:1\"]\nsecret_file = {secret:?}\nhttp = \"{address}\"\nmcs = []\n\n[admin]\nlisten = \"127.0.0.1:0\"\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut child = std::process::Command::new(MARTLET).args(["gateway", "--config"]).arg(&config).spawn().unwrap();
+    let clock = RunClock::begin();
+    while std::net::TcpStream::connect(address).is_err() {
+        assert!(clock.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let answer = crate::app_server::send_json(&address.to_string(), crate::broker::ONE.1, &json!({ "to": token }));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    let seconds = answer.header("retry-after").unwrap();
+    assert!(seconds.parse::<u32>().is_ok_and(|seconds| seconds >= 1), "{seconds}");
+}
+
+/// Which processes a round kills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Leader,
+    Follower,
+    Gateway,
+    AllNodes,
+}
+
+/// Rounds of the small form; `MARTLET_KILL_ROUNDS` asks for more, `MARTLET_KILL_SEED` for others.
+const ROUNDS: u64 = 6;
+const SEED: u64 = 20;
+const SHARDS: u32 = 4;
+const DEVICES: usize = 16;
+const SENDERS: usize = 8;
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// What the senders of the kill rounds share.
+struct Load {
+    app_server: AppServer,
+    clock: RunClock,
+    recorder: Arc<Recorder>,
+    devices: Vec<Arc<Device>>,
+    stop: AtomicBool,
+    sends: AtomicU64,
+    under_way: AtomicUsize,
+}
+
+impl Load {
+    async fn run(self: Arc<Self>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let n = self.sends.fetch_add(1, Ordering::Relaxed);
+            let device = &self.devices[usize::try_from(n).unwrap() % self.devices.len()];
+            if device.outstanding.load(Ordering::Relaxed) >= 80 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                continue;
+            }
+            device.outstanding.fetch_add(1, Ordering::Relaxed);
+            let target = Target { device: device.name.clone(), token: device.token.clone() };
+            self.under_way.fetch_add(1, Ordering::Relaxed);
+            let now = self.clock.secs();
+            let sent = self.app_server.send(&self.clock, &self.recorder, &n.to_string(), &[target], now).await;
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+            if !matches!(sent[..], [Sent::Acked(_)]) {
+                let _ = device.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_1_promise_2_promise_3_promise_4_kill_rounds_lose_nothing_and_keep_the_order() {
+    let (rounds, seed) = (from_environment("MARTLET_KILL_ROUNDS", ROUNDS), from_environment("MARTLET_KILL_SEED", SEED));
+    println!("repeat with MARTLET_KILL_SEED={seed} MARTLET_KILL_ROUNDS={rounds}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (mut cluster, dir) = start(SHARDS).await;
+    let clock = RunClock::begin();
+    let history = dir.path().join("history.jsonl");
+    let recorder = Arc::new(Recorder::new(Some(&history)).unwrap());
+    let http = HttpClient::new(&cluster.http()).unwrap();
+    let around = Surroundings {
+        http: http.clone(),
+        mcs: cluster.mcs(),
+        tls: trusting(&cluster.ca_file()).unwrap(),
+        sender_id: cluster.project.sender_id.clone(),
+        clock: clock.clone(),
+        recorder: Arc::clone(&recorder),
+    };
+    let fleet = Fleet::register(around, DEVICES, |_| {}).await.unwrap();
+    // A quarter stays away until the end: their messages cross every kill in the store.
+    let on_line = DEVICES * 3 / 4;
+    fleet.connect(0..on_line);
+    fleet.wait_on_line(on_line, PATIENCE, |_| {}).await.unwrap();
+    let load = Arc::new(Load {
+        app_server: AppServer { http, project: cluster.project.clone(), payload_bytes: 300, ttl_secs: None },
+        clock: clock.clone(),
+        recorder: Arc::clone(&recorder),
+        devices: fleet.devices.clone(),
+        stop: AtomicBool::new(false),
+        sends: AtomicU64::new(0),
+        under_way: AtomicUsize::new(0),
+    });
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..SENDERS {
+        senders.spawn(Arc::clone(&load).run());
+    }
+
+    let victims = [Victim::Leader, Victim::Follower, Victim::Gateway, Victim::AllNodes];
+    let mut interrupted = 0;
+    for round in 0..rounds {
+        // Each kind comes once, then chance decides.
+        let victim = victims.get(usize::try_from(round).unwrap()).copied();
+        let victim = victim.unwrap_or_else(|| *victims.choose(&mut rng).unwrap());
+        tokio::time::sleep(Duration::from_millis(rng.random_range(300..1_500))).await;
+        let leads = leader(&cluster, rng.random_range(1..=SHARDS)).await.unwrap_or(0);
+        let nodes: Vec<usize> = match victim {
+            Victim::Leader => vec![leads],
+            Victim::Follower => vec![(leads + rng.random_range(1..3)) % 3],
+            Victim::Gateway => vec![],
+            Victim::AllNodes => vec![0, 1, 2],
+        };
+        interrupted += u64::from(load.under_way.load(Ordering::Relaxed) > 0);
+        let fault = |phase| What::Fault { name: format!("kill {victim:?}"), phase };
+        recorder.record(clock.secs(), fault(Phase::Start));
+        for &node in &nodes {
+            cluster.kill_node(node).unwrap();
+        }
+        if victim == Victim::Gateway {
+            cluster.kill_gateway().unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..1_500))).await;
+        for &node in &nodes {
+            cluster.start_node(node).unwrap();
+        }
+        if victim == Victim::Gateway {
+            cluster.start_gateway().unwrap();
+        }
+        cluster.wait_ready().await.unwrap();
+        recorder.record(clock.secs(), fault(Phase::End));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    load.stop.store(true, Ordering::Relaxed);
+    while let Some(done) = senders.join_next().await {
+        done.unwrap();
+    }
+    fleet.connect(on_line..DEVICES);
+    let drained = RunClock::begin();
+    while fleet.outstanding() > 0 && drained.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fleet.leave().await;
+    recorder.record(clock.secs(), What::End {});
+    drop((fleet, load));
+    cluster.stop().await.unwrap();
+
+    let events = Arc::into_inner(recorder).unwrap().finish().unwrap();
+    let terms = Terms { acked_min: 100, delivered_min: 100, unknown_min: 1, ..Terms::default() };
+    let verdict = ledger::judge(&events, &terms);
+    if !verdict.is_kept() {
+        let kept = std::env::temp_dir().join(format!("martlet-kill-rounds-{seed}.jsonl"));
+        std::fs::copy(&history, &kept).unwrap();
+        let all: Vec<_> = verdict.violations.iter().take(20).map(ToString::to_string).collect();
+        panic!("{} violations; the history is {}:\n{}", verdict.violations.len(), kept.display(), all.join("\n"));
+    }
+    assert!(interrupted * 3 >= rounds, "only {interrupted} of {rounds} rounds had a send under way");
+    println!(
+        "{rounds} rounds: {} acked, {} unknown, {} duplicates",
+        verdict.acked, verdict.unknown, verdict.duplicates
+    );
+}

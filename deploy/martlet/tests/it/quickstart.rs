@@ -1,0 +1,156 @@
+//! What a new user does: start, paste the printed lines, kill, start again; and what the executable says when something is off.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    app_server::Http,
+    broker::{Broker, MARTLET, martlet, text},
+};
+
+/// The printed line that begins so.
+fn printed(broker: &Broker, begin: &str) -> String {
+    let log = broker.log_text();
+    let line = log.lines().rev().map(str::trim).find(|line| line.starts_with(begin));
+    line.unwrap_or_else(|| panic!("no line begins with {begin}:\n{log}")).to_owned()
+}
+
+/// Runs a line as pasted into a shell; what it printed.
+fn paste(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).stdin(Stdio::null()).output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{line}\n{out}{}", String::from_utf8_lossy(&output.stderr));
+    out
+}
+
+#[test]
+fn the_printed_lines_work_as_pasted_also_when_the_device_comes_later_and_after_a_kill() {
+    let mut broker = Broker::start();
+    let device = |broker: &Broker| format!("{} --count 1 --json", printed(broker, MARTLET));
+    // The device is there first.
+    let line = device(&broker);
+    let waiting = std::thread::spawn(move || paste(&line));
+    let answer = paste(&printed(&broker, "curl"));
+    assert!(answer.contains(r#""success":1"#), "{answer}");
+    assert!(waiting.join().unwrap().contains(r#""hello":"world""#));
+    // The device comes after the send.
+    paste(&printed(&broker, "curl"));
+    let arrived = paste(&device(&broker));
+    assert_eq!(arrived.matches("hello").count(), 1, "{arrived}");
+    // The broker is killed in between.
+    paste(&printed(&broker, "curl"));
+    broker.kill();
+    broker.restart();
+    let arrived = paste(&device(&broker));
+    assert_eq!(arrived.matches("hello").count(), 1, "{arrived}");
+}
+
+#[test]
+fn sigterm_drains_and_a_second_start_keeps_ca_keys_and_projects() {
+    let mut broker = Broker::start();
+    let file = broker.data().join("connection.json");
+    let (before, ca) = (broker.connection.clone(), std::fs::read(broker.ca_file()).unwrap());
+    let device = std::fs::read(broker.data().join("device.json")).unwrap();
+    assert!(broker.terminate().success(), "{}", broker.log_text());
+    assert!(!file.exists(), "no broker is ready there any more");
+    broker.restart();
+    assert_eq!(broker.connection, before);
+    assert_eq!(std::fs::read(broker.ca_file()).unwrap(), ca);
+    assert_eq!(std::fs::read(broker.data().join("device.json")).unwrap(), device);
+}
+
+#[test]
+fn connection_json_names_every_listener_that_is_there_and_no_other() {
+    let broker = crate::broker::shared();
+    let keys: Vec<_> = broker.connection.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["http", "https", "mcs", "grpc", "admin", "ca_file", "projects"]);
+    let address = |what: &str| broker.connection[what].as_str().unwrap();
+    assert!(address("http").starts_with("http://127.0.0.1:") && address("https").starts_with("https://127.0.0.1:"));
+}
+
+#[test]
+fn a_second_broker_on_the_same_directory_is_refused_by_name() {
+    let broker = crate::broker::shared();
+    let data = broker.data();
+    let (status, _, said) =
+        martlet(&["standalone", "--data", text(&data), "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    assert!(!status.success());
+    assert!(said.contains(text(&data)) && said.contains("lock"), "{said}");
+    assert!(data.join("connection.json").exists(), "the running broker is not disturbed");
+}
+
+#[test]
+fn a_taken_port_is_named_with_its_flag() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flag in ["--http", "--https", "--mcs", "--admin", "--grpc"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut arguments = vec!["standalone", "--data", text(dir.path())];
+        for other in ["--http", "--https", "--mcs", "--admin", "--grpc"] {
+            arguments.extend([other, if other == flag { &address } else { "127.0.0.1:0" }]);
+        }
+        let (status, _, said) = martlet(&arguments);
+        assert!(!status.success());
+        assert!(said.contains(flag) && said.contains(&address), "{flag}: {said}");
+    }
+}
+
+#[test]
+fn health_and_metrics_answer_where_connection_json_says() {
+    let broker = crate::broker::shared();
+    let get = |path: &str| Http::connect(&broker.address("admin")).request("GET", path, &[], b"");
+    for path in ["/startupz", "/readyz", "/livez"] {
+        assert_eq!(get(path).status, 200, "{path}");
+    }
+    let metrics = get("/metrics");
+    assert!(metrics.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let text = metrics.text();
+    assert!(text.contains("martlet_node_") && text.contains("martlet_gateway_") && text.ends_with("# EOF\n"), "{text}");
+    // No token, key or payload is in them.
+    assert!(!text.contains("APA91b") && !text.contains(crate::broker::ONE.1));
+}
+
+#[test]
+fn logs_and_files_hold_no_server_key_in_clear_but_the_user_s_own() {
+    let broker = crate::broker::shared();
+    let key = crate::broker::ONE.1.as_bytes();
+    let secret = std::fs::read_to_string(broker.data().join("secret")).unwrap();
+    let node = broker.data().join("node");
+    let mut files = vec![node];
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let content = std::fs::read(&path).unwrap();
+        for word in [key, secret.trim().as_bytes()] {
+            assert!(!content.windows(word.len()).any(|window| window == word), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_node_refuses_a_public_address_without_tls_unless_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("node.toml");
+    std::fs::write(&config, "[node]\nlisten = \"0.0.0.0:0\"\n").unwrap();
+    let (status, _, said) = martlet(&["node", "--config", text(&config)]);
+    assert!(!status.success());
+    assert!(said.contains("node.listen") && said.contains("insecure_grpc"), "{said}");
+}
+
+#[test]
+fn help_names_every_role_and_an_unknown_key_ends_the_process_with_its_name() {
+    let (status, help, _) = martlet(&["--help"]);
+    assert!(status.success());
+    for role in ["standalone", "node", "gateway", "device", "ca", "admin"] {
+        assert!(help.contains(role), "{help}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("gateway.toml");
+    std::fs::write(&config, "[gateway]\nseed = \"a:1\"\n").unwrap();
+    let (status, _, said) = martlet(&["gateway", "--config", text(&config)]);
+    assert!(!status.success() && said.contains("seed"), "{said}");
+}
