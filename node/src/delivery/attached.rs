@@ -389,3 +389,309 @@ impl Attached {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::delivery::window::cost;
+
+    const LINK: LinkId = LinkId(1);
+    const OTHER: LinkId = LinkId(2);
+    const DEVICE: DeviceTag = DeviceTag(7);
+
+    #[expect(clippy::disallowed_methods, reason = "an origin for made-up instants")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn leading(term: u64) -> Attached {
+        let bounds = Bounds { held_bytes_max: 4_000, held_bytes_per_device_max: 1_000, now_or_never_max: 4 };
+        let mut attached = Attached::new(bounds);
+        attached.lead(term);
+        attached
+    }
+
+    fn wanted(attach: u64, session: Option<(u64, u64)>) -> Wanted {
+        let session = session.map(|(term, counter)| Session { term, counter });
+        Wanted { attach, device: DEVICE, session, credit: 1_000, written_through: None }
+    }
+
+    fn session(attaching: Attaching) -> (u64, u64) {
+        match attaching {
+            Attaching::Attached(session) => (session.term, session.counter),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn seq(index: u64) -> Sequence {
+        Sequence { incarnation: 0, index, position: 0 }
+    }
+
+    fn row(index: u64) -> Waiting {
+        Waiting { sequence: seq(index), expires_ms: u64::MAX, message: Arc::new(Message::default()) }
+    }
+
+    /// Does what the driver does: reads mailboxes when asked to.
+    fn read_empty_mailboxes(attached: &mut Attached) {
+        for pull in attached.pulls(100) {
+            attached.pulled(pull, Some((vec![], true)), &mut Todo::default());
+        }
+    }
+
+    fn taken(attached: &mut Attached, link: LinkId) -> Vec<(u64, u64)> {
+        let mut out = vec![];
+        while let Found::Parcel { parcel, .. } = attached.take(link, origin(), 0, u64::MAX, &mut Todo::default()) {
+            out.push((parcel.attach, parcel.handed.sequence.unwrap().index));
+        }
+        out
+    }
+
+    #[test]
+    fn the_newer_connection_takes_over_and_the_older_is_told() {
+        let mut attached = leading(3);
+        assert_eq!(session(attached.attach(3, LINK, wanted(1, None)).0), (3, 1));
+        let (attaching, todo) = attached.attach(3, OTHER, wanted(2, None));
+        assert_eq!(session(attaching), (3, 2));
+        assert_eq!(todo.superseded, [(LINK, 1)]);
+    }
+
+    #[test]
+    fn the_higher_session_wins_whatever_the_order_of_arrival() {
+        let mut attached = leading(4);
+        attached.attach(4, LINK, wanted(1, Some((3, 2))));
+        assert_eq!(attached.attach(4, OTHER, wanted(2, Some((3, 1)))).0, Attaching::Superseded);
+        let (attaching, todo) = attached.attach(4, OTHER, wanted(3, Some((3, 9))));
+        assert_eq!(session(attaching), (3, 9));
+        assert_eq!(todo.superseded, [(LINK, 1)]);
+    }
+
+    #[test]
+    fn a_connection_that_attaches_again_keeps_its_session_and_supersedes_nobody() {
+        let mut attached = leading(4);
+        let kept = session(attached.attach(4, LINK, wanted(1, None)).0);
+        let (attaching, todo) = attached.attach(4, OTHER, wanted(2, Some(kept)));
+        assert_eq!(session(attaching), kept);
+        assert_eq!(todo.superseded, []);
+        assert_eq!(attached.len(), 1);
+    }
+
+    #[test]
+    fn an_attach_of_another_term_is_not_taken() {
+        let mut attached = leading(4);
+        assert_eq!(attached.attach(3, LINK, wanted(1, None)).0, Attaching::NotLeading);
+        attached.follow();
+        assert_eq!(attached.attach(4, LINK, wanted(1, None)).0, Attaching::NotLeading);
+    }
+
+    #[test]
+    fn an_effect_wakes_the_link_of_its_device_once() {
+        let mut attached = leading(4);
+        attached.attach(4, LINK, wanted(1, None));
+        read_empty_mailboxes(&mut attached);
+        let mut todo = Todo::default();
+        attached.enqueued(DEVICE, || row(1), &mut todo);
+        attached.enqueued(DEVICE, || row(2), &mut todo);
+        attached.enqueued(DeviceTag(8), || panic!("nobody is attached"), &mut todo);
+        assert_eq!(todo.wake, [LINK]);
+        assert_eq!(taken(&mut attached, LINK), [(1, 1), (1, 2)]);
+    }
+
+    #[test]
+    fn a_lost_term_leaves_nothing() {
+        let mut attached = leading(4);
+        attached.attach(4, LINK, wanted(1, None));
+        read_empty_mailboxes(&mut attached);
+        attached.enqueued(DEVICE, || row(1), &mut Todo::default());
+        attached.lead(5);
+        assert!(attached.is_empty());
+        assert_eq!(taken(&mut attached, LINK), []);
+        assert_eq!(attached.held_bytes, 0);
+    }
+
+    #[test]
+    fn what_was_read_for_an_earlier_attachment_is_dropped() {
+        let mut attached = leading(4);
+        attached.attach(4, LINK, wanted(1, None));
+        let old = attached.pulls(1)[0];
+        attached.attach(4, LINK, wanted(2, None));
+        attached.pulled(old, Some((vec![row(1)], true)), &mut Todo::default());
+        assert_eq!(taken(&mut attached, LINK), []);
+    }
+
+    #[test]
+    fn a_link_that_is_gone_takes_its_attachments_with_it() {
+        let mut attached = leading(4);
+        attached.attach(4, LINK, wanted(1, None));
+        attached.link_gone(LINK);
+        assert!(attached.is_empty());
+    }
+
+    #[test]
+    fn an_idle_attachment_is_small() {
+        let bytes = size_of::<Attachment>() + size_of::<(DeviceTag, (LinkId, u64), DeviceTag)>();
+        assert!(bytes <= 320, "{bytes}");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Enqueue,
+        Take,
+        Written,
+        Ack,
+        Collapse(usize),
+        BeginPull,
+        EndPull,
+        Reattach,
+        Fail,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Enqueue),
+            4 => Just(Step::Take),
+            2 => Just(Step::Written),
+            2 => Just(Step::Ack),
+            1 => (0usize..8).prop_map(Step::Collapse),
+            3 => Just(Step::BeginPull),
+            3 => Just(Step::EndPull),
+            1 => Just(Step::Reattach),
+            1 => Just(Step::Fail),
+        ]
+    }
+
+    /// A mailbox, its device and its gateway, as simply as can be.
+    struct Model {
+        attached: Attached,
+        term: u64,
+        attach: u64,
+        last: u64,
+        mailbox: BTreeMap<u64, ()>,
+        removed: Vec<u64>,
+        /// Written on the connection, in order.
+        seen: Vec<u64>,
+        unwritten: Vec<(u64, u64)>,
+        acked: usize,
+        reads: Vec<(Pull, Vec<Waiting>, bool)>,
+        credit: u64,
+    }
+
+    impl Model {
+        fn new(credit: u64) -> Self {
+            let mut model = Model {
+                attached: leading(1),
+                term: 1,
+                attach: 0,
+                last: 0,
+                mailbox: BTreeMap::new(),
+                removed: vec![],
+                seen: vec![],
+                unwritten: vec![],
+                acked: 0,
+                reads: vec![],
+                credit,
+            };
+            model.reattach();
+            model
+        }
+
+        fn reattach(&mut self) {
+            self.attach += 1;
+            self.unwritten.clear();
+            let wanted = Wanted {
+                attach: self.attach,
+                device: DEVICE,
+                session: None,
+                credit: self.credit,
+                written_through: self.seen.last().map(|index| seq(*index)),
+            };
+            self.attached.attach(self.term, LINK, wanted);
+        }
+
+        fn remove(&mut self, index: u64) {
+            if self.mailbox.remove(&index).is_some() {
+                self.removed.push(index);
+                self.attached.removed(DEVICE, seq(index), &mut Todo::default());
+            }
+        }
+
+        fn step(&mut self, step: &Step) {
+            let mut todo = Todo::default();
+            match step {
+                Step::Enqueue => {
+                    self.last += 1;
+                    let index = self.last;
+                    self.mailbox.insert(index, ());
+                    self.attached.enqueued(DEVICE, || row(index), &mut todo);
+                }
+                Step::Take => {
+                    if let Found::Parcel { parcel, .. } = self.attached.take(LINK, origin(), 0, u64::MAX, &mut todo) {
+                        assert_eq!(parcel.attach, self.attach);
+                        let index = parcel.handed.sequence.unwrap().index;
+                        assert!(!self.removed.contains(&index) , "{index} was removed before it was handed out");
+                        self.seen.push(index);
+                        self.unwritten.push((index, parcel.handed.cost));
+                    }
+                }
+                Step::Written => {
+                    let through = self.unwritten.last().map(|(index, _)| seq(*index));
+                    let credit = self.unwritten.drain(..).map(|(_, cost)| cost).sum();
+                    self.attached.written(LINK, self.attach, through, credit);
+                }
+                Step::Ack => {
+                    if let Some(index) = self.seen.get(self.acked).copied() {
+                        self.acked += 1;
+                        self.remove(index);
+                    }
+                }
+                Step::Collapse(nth) => {
+                    if let Some(index) = self.mailbox.keys().nth(*nth).copied() {
+                        self.remove(index);
+                    }
+                }
+                Step::BeginPull => {
+                    for pull in self.attached.pulls(1) {
+                        let after = pull.after.map_or(0, |after| after.index);
+                        let rows: Vec<_> = self.mailbox.range(after + 1..).take(2).map(|(index, ())| row(*index)).collect();
+                        let complete = rows.len() < 2;
+                        self.reads.push((pull, rows, complete));
+                    }
+                }
+                Step::EndPull => {
+                    if !self.reads.is_empty() {
+                        let (pull, rows, complete) = self.reads.remove(0);
+                        self.attached.pulled(pull, Some((rows, complete)), &mut todo);
+                    }
+                }
+                Step::Reattach => self.reattach(),
+                Step::Fail => {
+                    self.term += 1;
+                    self.attached.lead(self.term);
+                    self.reattach();
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn under_starved_credit_nothing_is_reordered_or_lost(
+            steps in prop::collection::vec(step(), 1..120),
+            messages_of_credit in 1u64..4,
+        ) {
+            let mut model = Model::new(messages_of_credit * cost(&Message::default()));
+            for step in &steps {
+                model.step(step);
+            }
+            for _ in 0..=2 * model.last {
+                for step in [Step::BeginPull, Step::EndPull, Step::Take, Step::Written] {
+                    model.step(&step);
+                }
+            }
+            prop_assert!(model.seen.is_sorted_by(|a, b| a < b), "out of order: {:?}", model.seen);
+            let lost: Vec<_> = model.mailbox.keys().filter(|index| !model.seen.contains(index)).collect();
+            prop_assert!(lost.is_empty(), "never handed out: {lost:?}");
+        }
+    }
+}
