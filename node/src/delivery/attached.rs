@@ -629,7 +629,7 @@ mod tests {
                     if let Found::Parcel { parcel, .. } = self.attached.take(LINK, origin(), 0, u64::MAX, &mut todo) {
                         assert_eq!(parcel.attach, self.attach);
                         let index = parcel.handed.sequence.unwrap().index;
-                        assert!(!self.removed.contains(&index) , "{index} was removed before it was handed out");
+                        assert!(!self.removed.contains(&index), "{index} was removed before it was handed out");
                         self.seen.push(index);
                         self.unwritten.push((index, parcel.handed.cost));
                     }
@@ -653,7 +653,8 @@ mod tests {
                 Step::BeginPull => {
                     for pull in self.attached.pulls(1) {
                         let after = pull.after.map_or(0, |after| after.index);
-                        let rows: Vec<_> = self.mailbox.range(after + 1..).take(2).map(|(index, ())| row(*index)).collect();
+                        let rows: Vec<_> =
+                            self.mailbox.range(after + 1..).take(2).map(|(index, ())| row(*index)).collect();
                         let complete = rows.len() < 2;
                         self.reads.push((pull, rows, complete));
                     }

@@ -130,7 +130,13 @@ impl Desk {
     }
 
     /// The next delivery for a link. `leads` is asked at this moment for the term that the lease covers; none: nothing goes out.
-    pub fn take(&self, link: LinkId, stream_room: u64, now: Instant, leads: impl FnOnce() -> Option<(u64, u64)>) -> Found {
+    pub fn take(
+        &self,
+        link: LinkId,
+        stream_room: u64,
+        now: Instant,
+        leads: impl FnOnce() -> Option<(u64, u64)>,
+    ) -> Found {
         self.with_todo(|attached, todo| {
             let Some((term, time_ms)) = leads() else { return Found::Nothing };
             if attached.term() != Some(term) {

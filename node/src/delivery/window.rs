@@ -7,11 +7,7 @@
 //! be read from the store). The invariant: rows are handed out in mailbox order, none is skipped unless it was removed or has
 //! expired, and none is handed out twice.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use martlet_proto::{cluster::queue::Message, message::Sequence};
 use prost::Message as _;

@@ -50,7 +50,10 @@ impl Queue for QueueService {
         Ok(Response::new(Box::pin(out)))
     }
 
-    async fn control(&self, request: Request<Streaming<ControlRequest>>) -> Result<Response<Out<ControlReply>>, Status> {
+    async fn control(
+        &self,
+        request: Request<Streaming<ControlRequest>>,
+    ) -> Result<Response<Out<ControlReply>>, Status> {
         let (name, named) = oneshot::channel();
         self.shards.tracker().spawn(read_control(Arc::clone(&self.shards), request.into_inner(), name));
         let out = stream::unfold(Outgoing::Unnamed(named), async |half| {
@@ -64,7 +67,10 @@ impl Queue for QueueService {
         Ok(Response::new(Box::pin(out)))
     }
 
-    async fn deliver(&self, request: Request<Streaming<DeliverRequest>>) -> Result<Response<Out<DeliverReply>>, Status> {
+    async fn deliver(
+        &self,
+        request: Request<Streaming<DeliverRequest>>,
+    ) -> Result<Response<Out<DeliverReply>>, Status> {
         let (name, named) = oneshot::channel();
         self.shards.tracker().spawn(read_deliver(Arc::clone(&self.shards), request.into_inner(), name));
         let shards = Arc::clone(&self.shards);

@@ -13,7 +13,9 @@ use std::{
 use martlet_proto::{
     cluster::{
         command::Limits,
-        queue::{AttachBatch, AttachRefused, Redirect, Refused, Superseded, attach_refused::Why, control_reply, refused},
+        queue::{
+            AttachBatch, AttachRefused, Redirect, Refused, Superseded, attach_refused::Why, control_reply, refused,
+        },
     },
     message::Sequence,
     shard::Shard,
@@ -173,7 +175,11 @@ impl Lead {
                         failed = true;
                     }
                     let found = found.ok();
-                    bytes += found.iter().flat_map(|(rows, _)| rows).map(|row| crate::delivery::window::cost(&row.message)).sum::<u64>();
+                    bytes += found
+                        .iter()
+                        .flat_map(|(rows, _)| rows)
+                        .map(|row| crate::delivery::window::cost(&row.message))
+                        .sum::<u64>();
                     this.replica.desk().pulled(pull, found);
                 }
                 failed
@@ -220,7 +226,9 @@ impl Lead {
             };
             match attaching {
                 Attaching::Attached(_) => {}
-                Attaching::Superseded => self.refuse_attach(link, number, Why::Superseded(Superseded { attach: number })),
+                Attaching::Superseded => {
+                    self.refuse_attach(link, number, Why::Superseded(Superseded { attach: number }))
+                }
                 Attaching::NotLeading => self.refuse_attach(link, number, Why::Redirect(self.redirect())),
             }
         }

@@ -63,7 +63,7 @@ pub struct Replica {
 
 /// Applies a shard's log.
 #[derive(Debug)]
-pub struct ShardMachine(Arc<Replica>);
+pub struct ShardMachine(pub(super) Arc<Replica>);
 
 impl Replica {
     /// Takes up what `rows` hold.
@@ -108,7 +108,8 @@ impl Replica {
         let rows = Seen(&*self.rows);
         let answer = state.check(&rows, &check_of(enqueue))?;
         let Some(Kind::Accepted(_)) = answer.kind else { return Ok((answer, None)) };
-        let (device, registration) = (DeviceTag(enqueue.device_tag), RegistrationId::from_bytes(&enqueue.registration_id));
+        let (device, registration) =
+            (DeviceTag(enqueue.device_tag), RegistrationId::from_bytes(&enqueue.registration_id));
         let Some(registration) = registration.filter(|_| id.len() == 16) else {
             return Ok((Answer { kind: Some(Kind::Refusal(Refusal::Malformed.into())) }, None));
         };
@@ -138,7 +139,12 @@ impl Replica {
     }
 
     /// Rows of a mailbox above `after`, in order, at most `limit`, and whether there are no more.
-    pub fn waiting(&self, device: DeviceTag, after: Option<Sequence>, limit: usize) -> Result<(Vec<Waiting>, bool), StateError> {
+    pub fn waiting(
+        &self,
+        device: DeviceTag,
+        after: Option<Sequence>,
+        limit: usize,
+    ) -> Result<(Vec<Waiting>, bool), StateError> {
         // Under the state's lock, so that no entry is half in the rows.
         let _state = self.state();
         let rows = waiting(&Seen(&*self.rows), device, after, limit)?;

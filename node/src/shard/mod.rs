@@ -14,6 +14,9 @@ pub mod settings;
 pub mod shards;
 pub mod time;
 
+#[cfg(test)]
+mod tests;
+
 pub use consensus::Consensus;
 pub use lead::Directory;
 pub use machine::{Kept, Replica, ShardMachine};

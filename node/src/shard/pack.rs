@@ -110,8 +110,8 @@ impl<B, A> Packer<B, A> {
 
     /// The next entry, if one should be proposed now. A second one while another is under way only when it is full.
     pub fn next(&mut self, now: Instant) -> Option<Pack<B, A>> {
-        let full = self.queued_bytes >= self.bounds.entry_bytes_max
-            || self.queued_commands >= self.bounds.entry_commands_max;
+        let full =
+            self.queued_bytes >= self.bounds.entry_bytes_max || self.queued_commands >= self.bounds.entry_commands_max;
         if self.in_flight >= self.bounds.pipeline_max || (self.in_flight > 0 && !full) {
             return None;
         }
@@ -119,7 +119,8 @@ impl<B, A> Packer<B, A> {
         if self.batches.is_empty() && !acks_due && !self.expire {
             return None;
         }
-        let mut pack = Pack { acks: self.take_acks(), expire: std::mem::take(&mut self.expire), batches: vec![], bytes: 0 };
+        let mut pack =
+            Pack { acks: self.take_acks(), expire: std::mem::take(&mut self.expire), batches: vec![], bytes: 0 };
         let mut commands = 0;
         while let Some(first) = self.batches.front() {
             let fits = pack.bytes + first.bytes <= self.bounds.entry_bytes_max

@@ -94,7 +94,8 @@ impl Lead {
     }
 
     fn admit(&self, batch: Batch, replies: &Arc<Replies>) -> Result<(), Outcome> {
-        let refused = |reason: Reason, detail: &str| Outcome::Refused(Refused { reason: reason.into(), detail: detail.into() });
+        let refused =
+            |reason: Reason, detail: &str| Outcome::Refused(Refused { reason: reason.into(), detail: detail.into() });
         if self.draining.is_cancelled() {
             return Err(refused(Reason::Draining, "the node drains"));
         }
@@ -105,7 +106,9 @@ impl Lead {
         if (self.is_full)() && batch.operations.iter().any(is_enqueue) {
             return Err(refused(Reason::Overloaded, "the store's memory is used up"));
         }
-        let Some(now_ms) = self.replica.time_ms() else { return Err(refused(Reason::NoLease, "leads since this moment")) };
+        let Some(now_ms) = self.replica.time_ms() else {
+            return Err(refused(Reason::NoLease, "leads since this moment"));
+        };
         let sorted = self
             .sort(batch, now_ms, replies)
             .map_err(|error| refused(Reason::NoReplica, &format!("rows cannot be read: {error}")))?;
@@ -131,7 +134,8 @@ impl Lead {
         if !leadership.is_leader {
             return Err(Outcome::Redirect(self.redirect()));
         }
-        let no_lease = |detail: &str| Outcome::Refused(Refused { reason: Reason::NoLease.into(), detail: detail.into() });
+        let no_lease =
+            |detail: &str| Outcome::Refused(Refused { reason: Reason::NoLease.into(), detail: detail.into() });
         if !leadership.first_applied {
             return Err(no_lease("has not applied its first entry"));
         }
@@ -219,9 +223,8 @@ impl Lead {
     fn propose(&self, pack: Pack<Pending, PendingAck>) -> Option<Flight> {
         let Pack { acks, expire, batches, bytes } = pack;
         // A lease that ended while they waited still lets the answer be definite.
-        let allowed = self.may_propose().and_then(|()| {
-            self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect()))
-        });
+        let allowed =
+            self.may_propose().and_then(|()| self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect())));
         let now_ms = match allowed {
             Ok(now_ms) => now_ms,
             Err(outcome) => {
@@ -379,7 +382,9 @@ fn is_logged(operation: &Operation) -> bool {
     match &operation.kind {
         Some(operation::Kind::Check(_)) => false,
         Some(operation::Kind::Enqueue(enqueue)) => enqueue.ttl_secs > 0,
-        Some(operation::Kind::Register(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => true,
+        Some(operation::Kind::Register(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => {
+            true
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use std::{
 };
 
 use martlet_proto::{
+    cluster::command::DeviceAck,
     cluster::queue::{
         Ack, AckRefused, AttachBatch, Batch, BatchReply, DeliverReply, Hello, Refused, Returned, Written,
         attach_refused::Why, batch_reply::Outcome, control_reply, deliver_reply, refused::Reason,
     },
-    cluster::command::DeviceAck,
     message::Sequence,
     shard::Shard,
 };

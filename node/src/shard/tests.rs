@@ -1,0 +1,542 @@
+//! A shard in one process: the real state over rows in memory, behind a group that a test holds, loses and lets go.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use martlet_proto::{
+    cluster::{
+        command::{Entry, command},
+        queue::{
+            Ack, Attach, AttachBatch, Attached, Batch, BatchReply, Check, ControlReply, DeliverReply, Delivery,
+            Enqueue, Hello, Led, Operation, Register, Session, Written, answer, batch_reply::Outcome, control_reply,
+            deliver_reply, operation, refused::Reason,
+        },
+    },
+    shard::Shard,
+    tag::DeviceTag,
+};
+use prost::Message as _;
+use tokio::sync::watch;
+
+use super::{Consensus, Directory, Kept, Replica, ShardMachine, ShardSettings, Shards, ShardsConfig, replies::Replies};
+use crate::{
+    clock::{Clock, SystemClock},
+    delivery::link::{Half, Link},
+    metrics::Metrics,
+    raft::{Index, Leadership, Machine, ProposeError, ReadError, Reply},
+    state::{Rows, RowsError, Write, memory::MemoryRows},
+    store::Mark,
+};
+
+const TERM: u64 = 5;
+const SHARD: u32 = 0;
+const DEVICE: u64 = 77;
+const REGISTRATION: [u8; 16] = [9; 16];
+const SENDER: &str = "123456789012";
+
+#[derive(Debug, Default)]
+struct TestRows(Mutex<(MemoryRows, Option<Mark>)>);
+
+impl Rows for TestRows {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
+        self.0.lock().unwrap().0.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
+        self.0.lock().unwrap().0.scan(from, to, limit)
+    }
+
+    fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
+        self.0.lock().unwrap().0.scan_back(from, to, limit)
+    }
+}
+
+impl Kept for TestRows {
+    fn commit(&self, mark: Mark, writes: Vec<Write>) -> Result<(), String> {
+        let mut kept = self.0.lock().unwrap();
+        kept.0.write(&writes);
+        kept.1 = Some(mark);
+        Ok(())
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        self.0.lock().unwrap().1.clone()
+    }
+}
+
+/// A group of one that applies what is proposed when the gate is open.
+#[derive(Debug)]
+struct TestGroup {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    leadership: watch::Sender<Leadership>,
+    gate: watch::Sender<bool>,
+    lease: AtomicBool,
+    loses: AtomicBool,
+    index: AtomicU64,
+    machine: Mutex<ShardMachine>,
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl Consensus for TestGroup {
+    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Reply, ProposeError>> {
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let mut gate = inner.gate.subscribe();
+            let _ = gate.wait_for(|open| *open).await;
+            if inner.loses.load(Ordering::SeqCst) {
+                return Err(ProposeError::Unknown);
+            }
+            let index = inner.index.fetch_add(1, Ordering::SeqCst) + 1;
+            inner.entries.lock().unwrap().push(Entry::decode(entry.clone()).unwrap());
+            Ok(inner.machine.lock().unwrap().apply(Index { term: TERM, index }, Bytes::new(), &entry).unwrap())
+        })
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+
+    fn read_barrier(&self) -> BoxFuture<'static, Result<(), ReadError>> {
+        let leads = self.inner.leadership.borrow().is_leader;
+        Box::pin(async move { if leads { Ok(()) } else { Err(ReadError::NotLeader { leader: None, term: TERM }) } })
+    }
+
+    fn lease_valid(&self) -> bool {
+        self.inner.lease.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Debug)]
+struct Map;
+
+impl Directory for Map {
+    fn node_of(&self, _: Shard, replica: u64) -> Option<u64> {
+        Some(replica + 100)
+    }
+
+    fn epoch(&self, _: Shard) -> u64 {
+        11
+    }
+}
+
+/// A node with some shards, and a gateway that speaks to it.
+struct Node {
+    shards: Arc<Shards>,
+    groups: Vec<Arc<Inner>>,
+    replies: Arc<Replies>,
+    ids: AtomicU64,
+}
+
+impl Node {
+    /// `count` shards, all led, their gates open.
+    async fn leading(count: u16) -> Node {
+        let node = Node::new(count, ShardSettings::default());
+        for shard in 0..count {
+            node.lead(shard, TERM).await;
+        }
+        node
+    }
+
+    fn new(count: u16, settings: ShardSettings) -> Node {
+        let shards = Shards::new(ShardsConfig {
+            settings,
+            clock: Arc::new(SystemClock),
+            directory: Arc::new(Map),
+            metrics: Arc::new(Metrics::default()),
+            is_full: Arc::new(|| false),
+        });
+        let open = |shard| {
+            let replica: Arc<Replica> = shards.load(Shard(shard), Arc::new(TestRows::default())).unwrap();
+            let inner = Arc::new(Inner {
+                leadership: watch::Sender::new(Leadership::default()),
+                gate: watch::Sender::new(true),
+                lease: AtomicBool::new(true),
+                loses: AtomicBool::new(false),
+                index: AtomicU64::new(0),
+                machine: Mutex::new(replica.machine()),
+                entries: Mutex::default(),
+            });
+            shards.open(replica, Arc::new(TestGroup { inner: Arc::clone(&inner) }));
+            inner
+        };
+        let groups = (0..count).map(open).collect();
+        Node { shards, groups, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
+    }
+
+    /// Returns when the shard has taken up its term: a gateway has been told so.
+    async fn lead(&self, shard: u16, term: u64) {
+        let told = self.shards.join(&Hello { gateway: vec![0; 16].into(), link: u32::from(shard) }, Half::Deliver);
+        self.groups[usize::from(shard)].leadership.send_replace(Leadership {
+            term,
+            leader: Some(1),
+            is_leader: true,
+            first_applied: true,
+        });
+        loop {
+            match self.shards.next_delivery(&told).await.unwrap().kind.unwrap() {
+                deliver_reply::Kind::Led(led) if led == (Led { shard: u32::from(shard), term }) => break,
+                _ => {}
+            }
+        }
+        self.shards.link_gone(&told);
+    }
+
+    fn follow(&self, term: u64) {
+        self.groups[0].leadership.send_replace(Leadership { term, leader: Some(2), ..Leadership::default() });
+    }
+
+    fn operation(&self, kind: operation::Kind) -> Operation {
+        let number = self.ids.fetch_add(1, Ordering::SeqCst);
+        let id = (u128::from(SystemClock.wall_ms() * 1_000) << 64 | u128::from(number)).to_be_bytes();
+        Operation { id: id.to_vec().into(), first_try_ms: SystemClock.wall_ms(), kind: Some(kind) }
+    }
+
+    fn send(&self, shard: u32, operations: Vec<Operation>) {
+        self.replies.expect();
+        let call = self.ids.fetch_add(1, Ordering::SeqCst);
+        self.shards.submit(Batch { call, shard, epoch: 0, operations }, &self.replies);
+    }
+
+    async fn replies(&self, count: usize) -> Vec<BatchReply> {
+        let mut replies = vec![];
+        while replies.len() < count {
+            replies.extend(self.replies.next().await.unwrap().replies);
+        }
+        replies
+    }
+
+    async fn outcome(&self, shard: u32, operations: Vec<Operation>) -> Outcome {
+        self.send(shard, operations);
+        self.replies(1).await.remove(0).outcome.unwrap()
+    }
+
+    async fn register(&self, shard: u32) {
+        let register = Register {
+            device_tag: DEVICE,
+            registration_id: REGISTRATION.to_vec().into(),
+            token_key_id: 1,
+            application: "org.example.app".into(),
+            subtype: String::new(),
+            scope: "GCM".into(),
+            senders: vec![SENDER.into()],
+            iid: "abcdefghijk".into(),
+            iid_invented: false,
+            cert: String::new(),
+            app_version: "1".into(),
+            ttl_secs: 0,
+        };
+        let outcome = self.outcome(shard, vec![self.operation(operation::Kind::Register(register))]).await;
+        assert!(matches!(accepted(&outcome)[0], answer::Kind::Registered(_)), "{outcome:?}");
+    }
+
+    async fn enqueue(&self, text: &'static str) {
+        let outcome = self.outcome(SHARD, vec![self.operation(enqueue(text, 60))]).await;
+        assert!(matches!(accepted(&outcome)[0], answer::Kind::Accepted(_)), "{outcome:?}");
+    }
+
+    /// A gateway's pair of streams, with credit.
+    fn link(&self, number: u32) -> Arc<Link> {
+        let hello = Hello { gateway: vec![1; 16].into(), link: number };
+        self.shards.join(&hello, Half::Control);
+        let link = self.shards.join(&hello, Half::Deliver);
+        link.credit(1 << 20);
+        link
+    }
+
+    async fn attach(&self, link: &Link, attach: u64, session: Option<Session>) -> control_reply::Kind {
+        let attach =
+            Attach { attach, device_tag: DEVICE, session, credit_bytes: 1 << 16, written_through: Bytes::new() };
+        self.shards.attach(link, AttachBatch { shard: SHARD, attaches: vec![attach] }).await;
+        reply(link).await
+    }
+
+    async fn delivered(&self, link: &Link) -> Delivery {
+        loop {
+            let DeliverReply { kind } = self.shards.next_delivery(link).await.unwrap();
+            if let Some(deliver_reply::Kind::Delivery(delivery)) = kind {
+                return delivery;
+            }
+        }
+    }
+
+    fn entries(&self, shard: usize) -> Vec<Entry> {
+        self.groups[shard].entries.lock().unwrap().clone()
+    }
+
+    fn waiting(&self) -> usize {
+        let machine = self.groups[0].machine.lock().unwrap();
+        machine.0.waiting(DeviceTag(DEVICE), None, 1_000).unwrap().0.len()
+    }
+}
+
+fn enqueue(text: &'static str, ttl_secs: u32) -> operation::Kind {
+    operation::Kind::Enqueue(Enqueue {
+        device_tag: DEVICE,
+        registration_id: REGISTRATION.to_vec().into(),
+        sender: SENDER.into(),
+        wire_from: SENDER.into(),
+        ttl_secs,
+        payload: Bytes::from_static(text.as_bytes()),
+        ..Enqueue::default()
+    })
+}
+
+fn accepted(outcome: &Outcome) -> Vec<answer::Kind> {
+    match outcome {
+        Outcome::Answers(answers) => answers.answers.iter().map(|answer| answer.kind.clone().unwrap()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(outcome: Outcome) -> Reason {
+    match outcome {
+        Outcome::Refused(refused) => refused.reason(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn reply(link: &Link) -> control_reply::Kind {
+    let ControlReply { kind } = link.next_reply().await.unwrap();
+    kind.unwrap()
+}
+
+fn session(reply: control_reply::Kind) -> Session {
+    match reply {
+        control_reply::Kind::Attached(Attached { session, term, .. }) => {
+            assert_eq!(term, TERM);
+            session.unwrap()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn text(delivery: &Delivery) -> &str {
+    str::from_utf8(&delivery.message.as_ref().unwrap().payload).unwrap()
+}
+
+#[tokio::test]
+async fn a_message_is_enqueued_delivered_written_and_acked_away() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    node.enqueue("one").await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    let first = node.delivered(&link).await;
+    assert_eq!((text(&first), first.attach, first.term), ("one", 1, TERM));
+    node.enqueue("two").await;
+    let second = node.delivered(&link).await;
+    assert_eq!(text(&second), "two");
+    assert!(first.sequence < second.sequence);
+
+    let written =
+        Written { shard: SHARD, attach: 1, through: second.sequence.clone(), credit_bytes: second.cost_bytes };
+    node.shards.written(&link, &written);
+    let sequences = vec![first.sequence, second.sequence.clone()];
+    node.shards.ack(&link, Ack { ack: 4, shard: SHARD, device_tag: DEVICE, sequences, message_ids: vec![] });
+    node.enqueue("three").await;
+    let control_reply::Kind::Acked(acked) = reply(&link).await else { panic!("not acked") };
+    assert_eq!(acked.acks, [4]);
+    assert_eq!(node.waiting(), 1);
+
+    let last = node.entries(0).pop().unwrap();
+    assert!(matches!(last.commands[0].kind, Some(command::Kind::Acks(_))), "an entry begins with acks");
+    let Some(command::Kind::Stamped(stamped)) = &last.commands[1].kind else { panic!("no enqueue") };
+    assert_eq!(stamped.written_through, second.sequence);
+    assert_eq!(stamped.limits, Some(ShardSettings::default().limits()));
+}
+
+#[tokio::test]
+async fn an_ack_alone_is_applied_before_it_is_answered() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    node.enqueue("one").await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    let sequences = vec![node.delivered(&link).await.sequence];
+    node.shards.ack(&link, Ack { ack: 4, shard: SHARD, device_tag: DEVICE, sequences, message_ids: vec![] });
+    assert!(matches!(reply(&link).await, control_reply::Kind::Acked(_)));
+    assert_eq!(node.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_second_connection_takes_the_device_over() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let (old, new) = (node.link(1), node.link(2));
+    let first = session(node.attach(&old, 1, None).await);
+    let second = session(node.attach(&new, 1, None).await);
+    assert!((first.term, first.counter) < (second.term, second.counter));
+    assert!(matches!(reply(&old).await, control_reply::Kind::Superseded(s) if s.attach == 1));
+    let again = node.attach(&old, 2, Some(first)).await;
+    assert!(matches!(again, control_reply::Kind::AttachRefused(_)), "{again:?}");
+    node.enqueue("one").await;
+    assert_eq!(text(&node.delivered(&new).await), "one");
+}
+
+#[tokio::test]
+async fn a_thousand_enqueues_on_sixteen_shards_make_far_fewer_entries() {
+    let node = Node::leading(16).await;
+    for shard in 0..16 {
+        node.register(shard).await;
+    }
+    for group in &node.groups {
+        group.gate.send_replace(false);
+    }
+    for nth in 0..1_000 {
+        node.send(nth % 16, vec![node.operation(enqueue("hello", 60))]);
+        if nth == 100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for group in &node.groups {
+        group.gate.send_replace(true);
+    }
+    for reply in node.replies(1_000).await {
+        accepted(&reply.outcome.unwrap());
+    }
+    let entries: usize = (0..16).map(|shard| node.entries(shard).len() - 1).sum();
+    assert!(entries <= 3 * 16, "{entries} entries");
+}
+
+#[tokio::test]
+async fn a_multicast_to_a_thousand_tokens_of_one_shard_is_one_entry() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let operations = (0..1_000).map(|_| node.operation(enqueue("hello", 60))).collect();
+    let outcome = node.outcome(SHARD, operations).await;
+    assert_eq!(accepted(&outcome).len(), 1_000);
+    assert_eq!(node.entries(0).len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_refused_was_never_proposed() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let mut no_time = node.operation(enqueue("x", 60));
+    no_time.first_try_ms = 0;
+    node.send(SHARD, vec![no_time]);
+    let reply = node.replies(1).await.remove(0);
+    assert!(reply.shard_time_ms > 0);
+    assert_eq!(refused(reply.outcome.unwrap()), Reason::TimeNeeded);
+
+    node.groups[0].lease.store(false, Ordering::SeqCst);
+    assert_eq!(refused(node.outcome(SHARD, vec![node.operation(enqueue("x", 60))]).await), Reason::NoLease);
+    node.groups[0].lease.store(true, Ordering::SeqCst);
+    assert_eq!(refused(node.outcome(9, vec![node.operation(enqueue("x", 60))]).await), Reason::NoReplica);
+    node.follow(6);
+    let outcome = node.outcome(SHARD, vec![node.operation(enqueue("x", 60))]).await;
+    let Outcome::Redirect(redirect) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((redirect.leader_node, redirect.term, redirect.epoch), (102, 6, 11));
+    node.shards.drain();
+    assert_eq!(refused(node.outcome(SHARD, vec![node.operation(enqueue("x", 60))]).await), Reason::Draining);
+    assert_eq!(node.entries(0).len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_proposed_by_a_leader_that_lost_its_place_is_unknown_and_what_waited_is_redirected() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let group = &node.groups[0];
+    group.gate.send_replace(false);
+    node.send(SHARD, vec![node.operation(enqueue("one", 60))]);
+    tokio::task::yield_now().await;
+    node.send(SHARD, vec![node.operation(enqueue("two", 60))]);
+    node.follow(6);
+    assert!(matches!(node.replies(1).await[0].outcome, Some(Outcome::Redirect(_))));
+    group.loses.store(true, Ordering::SeqCst);
+    group.gate.send_replace(true);
+    assert!(matches!(node.replies(1).await[0].outcome, Some(Outcome::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_new_term_forgets_the_devices_and_tells_the_gateways() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    node.lead(0, TERM + 1).await;
+    let told = std::iter::from_fn(|| link.next_led()).last();
+    assert_eq!(told, Some(Led { shard: SHARD, term: TERM + 1 }));
+    node.enqueue("one").await;
+    let attached = node.attach(&link, 2, None).await;
+    assert!(matches!(attached, control_reply::Kind::Attached(a) if a.term == TERM + 1));
+    let delivery = node.delivered(&link).await;
+    assert_eq!((delivery.attach, delivery.term), (2, TERM + 1));
+}
+
+#[tokio::test]
+async fn without_a_lease_nothing_is_handed_out_until_it_is_back() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    node.enqueue("one").await;
+    node.groups[0].lease.store(false, Ordering::SeqCst);
+    let delivered = node.delivered(&link);
+    tokio::pin!(delivered);
+    for _ in 0..10 {
+        assert!(futures::poll!(&mut delivered).is_pending());
+        tokio::task::yield_now().await;
+    }
+    node.groups[0].lease.store(true, Ordering::SeqCst);
+    assert_eq!(text(&delivered.await), "one");
+}
+
+#[tokio::test]
+async fn a_message_with_ttl_0_is_never_logged_and_comes_behind_what_was_before_it() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let before = node.entries(0).len();
+    let dropped = node.outcome(SHARD, vec![node.operation(enqueue("nobody", 0))]).await;
+    assert!(matches!(accepted(&dropped)[0], answer::Kind::Accepted(_)));
+    node.enqueue("first").await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    let now = node.outcome(SHARD, vec![node.operation(enqueue("now", 0))]).await;
+    assert!(matches!(accepted(&now)[0], answer::Kind::Accepted(_)));
+    assert_eq!(text(&node.delivered(&link).await), "first");
+    let delivery = node.delivered(&link).await;
+    assert_eq!(text(&delivery), "now");
+    assert!(delivery.sequence.is_empty());
+    assert_eq!(delivery.message.unwrap().application, "org.example.app");
+    assert_eq!(node.entries(0).len(), before + 1);
+}
+
+#[tokio::test]
+async fn a_check_is_answered_in_its_place_and_never_logged() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let check = |sender: &str| {
+        operation::Kind::Check(Check {
+            device_tag: DEVICE,
+            registration_id: REGISTRATION.to_vec().into(),
+            sender: sender.into(),
+            restricted_package_name: String::new(),
+        })
+    };
+    let operations = vec![node.operation(check("1")), node.operation(enqueue("x", 60)), node.operation(check(SENDER))];
+    let answers = accepted(&node.outcome(SHARD, operations).await);
+    assert!(matches!(answers[0], answer::Kind::Refusal(_)));
+    assert!(matches!(answers[1], answer::Kind::Accepted(_)));
+    assert!(matches!(answers[2], answer::Kind::Accepted(_)));
+    assert_eq!(node.entries(0).last().unwrap().commands.len(), 1);
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_every_task_and_answers_what_waits() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let link = node.link(1);
+    node.send(SHARD, vec![node.operation(enqueue("one", 60))]);
+    node.shards.shutdown().await;
+    assert!(link.closed().is_cancelled());
+    assert_eq!(node.replies(1).await.len(), 1);
+}
