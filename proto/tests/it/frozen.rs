@@ -1,0 +1,92 @@
+//! Formats that outlive a build: tokens in the hands of app servers, tags and shards in stored rows, identities in devices.
+//!
+//! The vectors were computed apart from this crate, from the definitions in the headers of its modules. When one of these tests
+//! fails, the code is wrong, not the vector.
+
+use std::{fs, path::Path};
+
+use martlet_proto::{
+    message::MessageId,
+    shard::{Shard, ShardCount, shard_of},
+    tag::{AndroidId, CheckinKey, DeviceTag, TagKey},
+    token::{Iid, RegistrationId, RegistrationToken, TokenKey},
+};
+use serde_json::Value;
+
+use crate::unhex;
+
+fn vectors(name: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
+    let vectors: Vec<Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert!(!vectors.is_empty());
+    vectors
+}
+
+fn text<'a>(vector: &'a Value, field: &str) -> &'a str {
+    vector[field].as_str().unwrap_or_else(|| panic!("{field} of {vector}"))
+}
+
+fn number(vector: &Value, field: &str) -> u32 {
+    vector[field].as_u64().and_then(|number| number.try_into().ok()).unwrap_or_else(|| panic!("{field} of {vector}"))
+}
+
+fn secret(vector: &Value) -> [u8; 32] {
+    unhex(text(vector, "key")).try_into().unwrap()
+}
+
+fn tag(vector: &Value) -> DeviceTag {
+    DeviceTag(u64::from_str_radix(text(vector, "tag"), 16).unwrap())
+}
+
+#[test]
+fn a_device_has_the_tag_it_always_had() {
+    for vector in vectors("tag.json") {
+        let (key, id) = (TagKey::new(secret(&vector)), text(&vector, "android_id").parse::<AndroidId>().unwrap());
+        assert_eq!(key.tag(id), tag(&vector), "{vector}");
+        assert_eq!(key.android_id(tag(&vector)), Some(id), "{vector}");
+    }
+}
+
+#[test]
+fn ck_03_core_a_device_has_the_security_token_it_always_had() {
+    for vector in vectors("security_token.json") {
+        let id = text(&vector, "android_id").parse::<AndroidId>().unwrap();
+        let token = CheckinKey::new(1, secret(&vector)).security_token(id);
+        assert_eq!(token.get().to_string(), text(&vector, "security_token"), "{vector}");
+    }
+}
+
+#[test]
+fn a_device_is_in_the_shard_it_always_was() {
+    for vector in vectors("shard.json") {
+        let count = ShardCount::new(number(&vector, "count")).unwrap();
+        let shard = Shard(number(&vector, "shard").try_into().unwrap());
+        assert_eq!(shard_of(tag(&vector), count), shard, "{vector}");
+    }
+}
+
+#[test]
+fn a_registration_has_the_token_it_always_had() {
+    for vector in vectors("token.json") {
+        let key = TokenKey::new(number(&vector, "key_id"), secret(&vector));
+        let iid = Iid::parse(text(&vector, "iid")).unwrap();
+        let id = RegistrationId::from_bytes(&unhex(text(&vector, "registration_id"))).unwrap();
+        let minted = RegistrationToken::mint(&key, &iid, tag(&vector), id).unwrap();
+        assert_eq!(minted.as_str(), text(&vector, "token"));
+        let read = RegistrationToken::parse(text(&vector, "token")).unwrap().verify(&key).unwrap();
+        assert_eq!(
+            (read.iid(), read.key_id(), read.device_tag(), read.registration_id()),
+            (&iid, key.id, tag(&vector), id)
+        );
+    }
+}
+
+#[test]
+fn a_message_id_is_spelled_as_it_always_was() {
+    for vector in vectors("message_id.json") {
+        let part = |field| text(&vector, field).parse().unwrap();
+        let id = MessageId { micros: part("micros"), random: part("random") };
+        assert_eq!(id.to_string(), text(&vector, "text"));
+        assert_eq!(id.to_bytes().to_vec(), unhex(text(&vector, "bytes")));
+    }
+}
