@@ -178,7 +178,7 @@ impl RegisterForm {
         let scope = self.bounded("scope", APPLICATION_MAX_BYTES)?;
         let subtype = self.bounded("subtype", SUBTYPE_MAX_BYTES)?;
         let iid = self.iid()?;
-        if scope.starts_with("/topics/") {
+        if scope.starts_with("/topics/") || !self.field("gcm.topic").is_empty() {
             // Subscriptions are not built yet.
             return Err(RegisterError::InvalidParameters);
         }
@@ -222,7 +222,10 @@ impl RegisterForm {
     }
 
     fn senders(&self) -> Result<Vec<SenderId>, RegisterError> {
-        let text = self.field("sender");
+        let text = match self.field("sender") {
+            "" => self.field("legacy.sender"),
+            text => text,
+        };
         if text.is_empty() || text.split(',').count() > SENDERS_MAX {
             return Err(RegisterError::InvalidParameters);
         }
@@ -306,6 +309,14 @@ mod tests {
         let prefixed = registration("app=a&sender=1&X-scope=GCM&X-subtype=s&X-appid=eAbCdEfGhIj&X-app_ver=7&X-cert=c");
         assert_eq!(bare, prefixed);
         assert_eq!(operation("app=a&X-delete=1"), operation("app=a&delete=true"));
+        assert_eq!(registration("app=a&X-legacy.sender=1"), registration("app=a&sender=1"));
+    }
+
+    #[test]
+    fn a_subscription_is_refused_until_topics_are_built() {
+        for topic in ["scope=/topics/x", "X-scope=/topics/x", "X-gcm.topic=/topics/x"] {
+            assert_eq!(operation(&format!("app=a&sender=1&{topic}")), Err(RegisterError::InvalidParameters));
+        }
     }
 
     #[test]

@@ -132,11 +132,12 @@ impl SendRequest {
     }
 }
 
-/// Keys a sender may not set. Source: decisions.md, "reserved data keys".
+/// Keys a sender may not set. Source: decisions.md, "reserved data keys". Nor may a key be empty: a stanza whose required key
+/// is empty counts as malformed (device.md section 11).
 fn is_reserved(key: &str) -> bool {
     const WORDS: [&str; 4] = ["from", "message_type", "message_id", "gcm"];
     let google = key.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("google"));
-    WORDS.contains(&key) || key.starts_with("gcm.") || google
+    key.is_empty() || WORDS.contains(&key) || key.starts_with("gcm.") || google
 }
 
 /// `Some` unless empty.
@@ -163,10 +164,10 @@ mod tests {
 
     #[test]
     fn h058_h059_core_reserved_keys_are_refused_and_their_neighbours_are_not() {
-        for key in ["from", "message_type", "message_id", "gcm", "gcm.n.e", "google", "google.x", "GoOgLeX"] {
+        for key in ["from", "message_type", "message_id", "gcm", "gcm.n.e", "google", "google.x", "GoOgLeX", ""] {
             assert_eq!(with(&[(key, "")]).refusal(), Some(Refusal::InvalidDataKey), "{key}");
         }
-        for key in ["From", "gcmx", "goog", "collapse_key", "subtype", "güögle", ""] {
+        for key in ["From", "gcmx", "goog", "collapse_key", "subtype", "güögle"] {
             assert_eq!(with(&[(key, "")]).refusal(), None, "{key}");
         }
     }

@@ -2,47 +2,72 @@
 //!
 //! There is no 400 here: what is wrong is an error of the message.
 
+use std::{borrow::Cow, collections::BTreeSet};
+
 use super::send::{SendRequest, Targets, Ttl, named};
-use crate::message::Priority;
+use crate::{limits::PAYLOAD_MAX_BYTES, message::Priority};
 
 /// Reads a body. Of a repeated parameter the first counts; unknown ones are ignored.
 pub fn parse(body: &[u8]) -> SendRequest {
-    let mut request = SendRequest {
-        targets: Targets::None,
-        collapse_key: None,
-        priority: Priority::Normal,
-        ttl: Ttl::default(),
-        dry_run: false,
-        restricted_package_name: None,
-        data: Vec::new(),
-        notification: Vec::new(),
-    };
-    let mut seen = std::collections::BTreeSet::new();
-    let (mut registration_id, mut to) = (None, None);
+    let mut fields = Fields::default();
     for (name, value) in form_urlencoded::parse(body) {
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        let value = value.into_owned();
-        match name.as_ref() {
-            "registration_id" => registration_id = named(value),
-            "to" => to = named(value),
-            "collapse_key" => request.collapse_key = named(value),
-            "restricted_package_name" => request.restricted_package_name = named(value),
-            "time_to_live" => request.ttl = ttl(&value),
-            "dry_run" => request.dry_run = is_true(&value),
-            "priority" if value == "high" || value == "10" => request.priority = Priority::High,
-            other => {
-                if let Some(key) = other.strip_prefix("data.") {
-                    request.data.push((key.to_owned(), value));
-                }
-            }
+        fields.take(&name, value);
+    }
+    let time_to_live = fields.time_to_live.map_or_else(Ttl::default, |text| ttl(&text));
+    let priority = match fields.priority.as_deref() {
+        Some("high" | "10") => Priority::High,
+        _ => Priority::Normal,
+    };
+    let target = fields.registration_id.and_then(named).or(fields.to.and_then(named));
+    SendRequest {
+        targets: target.map_or(Targets::None, Targets::One),
+        collapse_key: fields.collapse_key.and_then(named),
+        priority,
+        ttl: time_to_live,
+        dry_run: fields.dry_run.is_some_and(|text| is_true(&text)),
+        restricted_package_name: fields.restricted_package_name.and_then(named),
+        data: fields.data,
+        notification: Vec::new(),
+    }
+}
+
+/// What was kept of a form: its known parameters, and of the payload no more than it takes to see that it is too big.
+#[derive(Default)]
+struct Fields {
+    registration_id: Option<String>,
+    to: Option<String>,
+    collapse_key: Option<String>,
+    restricted_package_name: Option<String>,
+    time_to_live: Option<String>,
+    dry_run: Option<String>,
+    priority: Option<String>,
+    data: Vec<(String, String)>,
+    keys: BTreeSet<String>,
+    data_bytes: usize,
+}
+
+impl Fields {
+    fn take(&mut self, name: &str, value: Cow<'_, str>) {
+        let slot = match name {
+            "registration_id" => &mut self.registration_id,
+            "to" => &mut self.to,
+            "collapse_key" => &mut self.collapse_key,
+            "restricted_package_name" => &mut self.restricted_package_name,
+            "time_to_live" => &mut self.time_to_live,
+            "dry_run" => &mut self.dry_run,
+            "priority" => &mut self.priority,
+            _ => return name.strip_prefix("data.").map_or((), |key| self.take_data(key, value)),
+        };
+        slot.get_or_insert_with(|| value.into_owned());
+    }
+
+    /// Past the limit nothing more is kept: a pair costs twenty times its bytes, and the message is refused anyway.
+    fn take_data(&mut self, key: &str, value: Cow<'_, str>) {
+        if self.data_bytes <= PAYLOAD_MAX_BYTES && self.keys.insert(key.to_owned()) {
+            self.data_bytes += key.len() + value.len();
+            self.data.push((key.to_owned(), value.into_owned()));
         }
     }
-    if let Some(token) = registration_id.or(to) {
-        request.targets = Targets::One(token);
-    }
-    request
 }
 
 fn ttl(text: &str) -> Ttl {
@@ -59,6 +84,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::refusal::Refusal;
 
     #[test]
     fn h083_h084_core_the_target_is_registration_id_or_to() {
@@ -86,6 +112,15 @@ mod tests {
             assert_eq!(parse(format!("time_to_live={text}").as_bytes()).ttl, Ttl::Invalid, "{text}");
         }
         assert_eq!(parse(b"time_to_live=0").ttl, Ttl::Secs(0));
+    }
+
+    #[test]
+    fn of_a_payload_beyond_the_limit_only_what_shows_it_is_kept() {
+        let body: String = (0..100_000).map(|n| format!("x{n}=&data.k{n}=v&")).collect();
+        let request = parse(format!("{body}to=a").as_bytes());
+        assert!(request.data.len() < 1_000, "{}", request.data.len());
+        assert_eq!(request.refusal(), Some(Refusal::MessageTooBig));
+        assert_eq!(request.targets, Targets::One("a".to_owned()));
     }
 
     proptest! {

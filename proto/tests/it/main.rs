@@ -1,5 +1,7 @@
 //! What this crate promises to others: formats that are frozen, and the bytes that real clients write and read.
 
+#![expect(clippy::unwrap_used, reason = "tests may unwrap")]
+
 mod captures;
 mod frozen;
 
