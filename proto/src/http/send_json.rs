@@ -192,6 +192,49 @@ mod tests {
     }
 
     #[test]
+    fn h042_core_registration_ids_of_another_type_is_a_bad_request_in_known_words() {
+        assert!(bad(r#"{"registration_ids":"x"}"#).starts_with("\"registration_ids\" field is not a JSON array"));
+        assert!(bad(r#"{"registration_ids":["x",1]}"#).contains("registration_ids"));
+    }
+
+    #[test]
+    fn h043_h044_h050_core_a_thousand_targets_are_taken_each_for_itself_and_one_more_is_not() {
+        let ids = |count| format!(r#"{{"registration_ids":[{}]}}"#, vec![r#""x""#; count].join(","));
+        assert_eq!(good(&ids(1000)).targets.as_slice().len(), 1000);
+        assert!(bad(&ids(1001)).contains("at most 1000"));
+    }
+
+    #[test]
+    fn h055_h056_core_options_of_another_type_are_a_bad_request() {
+        for body in [
+            r#"{"delay_while_idle":"yes"}"#,
+            r#"{"dry_run":1}"#,
+            r#"{"content_available":1}"#,
+            r#"{"mutable_content":"true"}"#,
+            r#"{"collapse_key":7}"#,
+            r#"{"restricted_package_name":[]}"#,
+            r#"{"data":[]}"#,
+            r#"{"notification":"x"}"#,
+            r#"{"to":["x"]}"#,
+        ] {
+            assert!(bad(body).contains(" must be "), "{body}");
+        }
+    }
+
+    #[test]
+    fn h066_core_unknown_fields_are_ignored_as_are_those_of_xmpp() {
+        let body = r#"{"to":"x","fcm_options":{"a":1},"message_id":7,"delivery_receipt_requested":"x","new":[]}"#;
+        assert_eq!(good(body), good(r#"{"to":"x"}"#));
+    }
+
+    #[test]
+    fn an_object_that_poses_as_a_parsers_number_is_answered() {
+        let posing = |text| format!(r#"{{"data":{{"k":{{"$serde_json::private::Number":"{text}"}}}}}}"#);
+        assert!(bad(&posing("x")).starts_with("JSON_PARSING_ERROR:"));
+        assert_eq!(good(&posing("1")).data, [("k".to_owned(), "1".to_owned())]);
+    }
+
+    #[test]
     fn h045_core_more_than_one_kind_of_target_is_a_bad_request() {
         assert!(bad(r#"{"to":"x","registration_ids":["x"]}"#).contains("only one of"));
         assert!(bad(r#"{"to":"x","condition":"c"}"#).contains("only one of"));

@@ -196,7 +196,7 @@ fn dl_19_fi_09_core_the_registered_subtype_stands_instead_of_the_senders() {
         pairs.collect::<Vec<_>>()
     };
     let own = ("k".to_owned(), "sender's".to_owned());
-    assert_eq!(keys(&message), [own.clone()], "an application without a subtype gets none");
+    assert_eq!(keys(&message), std::slice::from_ref(&own), "an application without a subtype gets none");
     let message = Message { subtype: "wp:x".to_owned(), ..message };
     assert_eq!(keys(&message), [own, ("subtype".to_owned(), "wp:x".to_owned())]);
     assert_eq!(shown(&message).raw_data.as_deref(), Some(&[0, 1][..]));
