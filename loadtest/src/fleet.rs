@@ -42,6 +42,9 @@ const CONFIRM_DELAY: Duration = Duration::from_secs(2);
 /// Registrations and logins under way at once.
 const PARALLEL_MAX: usize = 48;
 
+/// Longest latency that is told apart, microseconds: ten minutes.
+const LATENCY_MAX_MICROS: u64 = 600_000_000;
+
 /// Pause before a connection is tried again, doubled up to [`RECONNECT_MAX`].
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
 
@@ -125,7 +128,7 @@ impl Fleet {
             devices.push(joined(under_way.join_next().await)?);
             progress(1);
         }
-        let latency = Histogram::new(3).context("a histogram of three digits")?;
+        let latency = Histogram::new_with_bounds(1, LATENCY_MAX_MICROS, 3).context("a histogram of three digits")?;
         let seen = Seen {
             latency_micros: Mutex::new(latency),
             arrivals: AtomicU64::new(0),
