@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     clock::RunClock,
     history::{Recorder, What},
-    http::{HttpAnswer, HttpClient},
+    http::{HttpAnswer, HttpClient, was_never_sent},
 };
 
 /// A project and its key.
@@ -94,6 +94,7 @@ impl AppServer {
         let answer = self.http.post("/gcm/send", &headers, request).await;
         let outcomes = match answer {
             Ok(answer) => outcomes(&answer, targets.len()),
+            Err(error) if was_never_sent(&error) => vec![Sent::Failed(format!("{error:#}")); targets.len()],
             Err(error) => vec![Sent::Unknown(format!("{error:#}")); targets.len()],
         };
         for (target, outcome) in targets.iter().zip(&outcomes) {

@@ -26,6 +26,14 @@ pub struct HttpClient {
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
+/// Whether a failed exchange certainly never reached the broker: no connection could be made for it.
+#[must_use]
+pub fn was_never_sent(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()))
+}
+
 /// What came back.
 #[derive(Debug, Clone)]
 pub struct HttpAnswer {
@@ -86,5 +94,22 @@ impl HttpClient {
         answer
             .unwrap_or_else(|_| bail!("no answer within {EXCHANGE_TIMEOUT:?}"))
             .with_context(|| format!("{method} {}{path}", self.base))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_connection_was_never_sent_and_a_broken_one_may_have_been() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = HttpClient::new(&format!("http://{address}")).unwrap();
+        let hang_up = async { drop(listener.accept().await.unwrap()) };
+        let (answer, ()) = tokio::join!(client.post("/", &[], "x"), hang_up);
+        assert!(!was_never_sent(&answer.unwrap_err()));
+        drop(listener);
+        assert!(was_never_sent(&client.post("/", &[], "x").await.unwrap_err()));
     }
 }
