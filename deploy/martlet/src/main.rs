@@ -20,6 +20,10 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+/// Messages are many small allocations that cross threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A self-hosted push-message broker that speaks Google Cloud Messaging.
 ///
 /// Begin with `martlet standalone`: it needs no configuration and prints what to paste next.
