@@ -38,6 +38,9 @@ const PROJECTS_FILE: &str = "projects.json";
 /// Sender id of the project that is made when none is named.
 const DEFAULT_SENDER_ID: &str = "900100200300";
 
+/// What is logged unless the configuration says otherwise.
+const QUIET_LOG: &str = "warn,martlet=info";
+
 /// Patience for the broker to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -95,6 +98,10 @@ pub(crate) struct StandaloneArgs {
 pub(crate) async fn run(args: StandaloneArgs) -> Result<()> {
     let mut projects = given_projects(&args.project)?;
     let mut config = Config::read(args.config.as_deref(), std::env::vars())?;
+    if config.process.telemetry.log == telemetry::TelemetryConfig::default().log {
+        // One node elects itself sixteen times at every start: that would bury what a new user is to read.
+        QUIET_LOG.clone_into(&mut config.process.telemetry.log);
+    }
     let telemetry = telemetry::install(&config.process.telemetry, "standalone")?;
     shutdown::raise_descriptor_limit();
     let drain = shutdown::on_signal()?;

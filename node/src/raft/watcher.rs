@@ -63,7 +63,7 @@ async fn tell(
         let changed = told.send_if_modified(|before| std::mem::replace(before, now) != now);
         if changed {
             let Leadership { term, leader, is_leader, first_applied } = now;
-            tracing::info!(group = %local.group, term, leader, is_leader, first_applied, "leadership changed");
+            tracing::debug!(group = %local.group, term, leader, is_leader, first_applied, "leadership changed");
         }
         tokio::select! {
             alive = server.changed() => if alive.is_err() { break },
