@@ -39,7 +39,7 @@ const PROJECTS_FILE: &str = "projects.json";
 const DEFAULT_SENDER_ID: &str = "900100200300";
 
 /// What is logged unless the configuration says otherwise.
-const QUIET_LOG: &str = "warn,martlet=info";
+const QUIET_LOG: &str = "warn,openraft=error";
 
 /// Patience for the broker to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);

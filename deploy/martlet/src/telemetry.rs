@@ -34,8 +34,8 @@ pub(crate) struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        // openraft tells every election at INFO, as prose.
-        Self { log: "info,openraft=warn".to_owned(), log_format: LogFormat::Auto, otlp_endpoint: String::new() }
+        // openraft tells every election as prose, ordinary ones as warnings; what stops a group is logged by us.
+        Self { log: "info,openraft=error".to_owned(), log_format: LogFormat::Auto, otlp_endpoint: String::new() }
     }
 }
 
