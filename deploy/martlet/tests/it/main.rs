@@ -7,6 +7,7 @@ mod app_server;
 mod broker;
 mod clients;
 mod cluster;
+mod contract;
 mod delivery;
 mod device;
 mod enroll;
