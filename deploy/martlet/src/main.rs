@@ -37,7 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Node and gateway in one process, with a development CA, a project and a demo device: the quickstart.
-    Standalone(standalone::StandaloneArgs),
+    Standalone(Box<standalone::StandaloneArgs>),
     /// A node: holds replicas of shards and owns their queues.
     Node(ConfigArgs),
     /// A gateway: ends the connections of app servers and devices.
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<()> {
     match cli.role {
-        Role::Standalone(args) => Box::pin(standalone::run(args)).await,
+        Role::Standalone(args) => Box::pin(standalone::run(*args)).await,
         Role::Node(args) => Box::pin(serve::node(args.read()?)).await,
         Role::Gateway(args) => Box::pin(serve::gateway(args.read()?)).await,
         Role::Device(args) => Box::pin(device::run(args)).await,

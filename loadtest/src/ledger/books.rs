@@ -127,8 +127,28 @@ pub struct UpOp {
     pub sha: Option<String>,
     /// How it ended at the device.
     pub outcome: Option<Outcome>,
-    /// Arrivals: time, tenant, device, digest.
-    pub deliveries: Vec<(f64, String, Option<String>, Option<String>)>,
+    /// Every arrival at an app server.
+    pub deliveries: Vec<UpDelivery>,
+}
+
+/// One arrival at an app server.
+#[derive(Debug, Clone)]
+pub struct UpDelivery {
+    /// Tenant of the app server.
+    pub tenant: String,
+    /// Where it is said to come from.
+    pub device: Option<String>,
+    /// Digest.
+    pub sha: Option<String>,
+}
+
+/// What a device was told of an overflow.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    /// When.
+    pub t: f64,
+    /// Of which registration, where told.
+    pub token: Option<String>,
 }
 
 /// A history, sorted.
@@ -140,8 +160,8 @@ pub struct Books {
     pub registrations: BTreeMap<String, Registration>,
     /// Connections by device, in time.
     pub connections: BTreeMap<String, Vec<Connection>>,
-    /// Notices by device: time, token and app where told.
-    pub notices: BTreeMap<String, Vec<(f64, Option<String>, Option<String>)>>,
+    /// Notices by device.
+    pub notices: BTreeMap<String, Vec<Notice>>,
     /// Upstream ops by name.
     pub ups: BTreeMap<String, UpOp>,
     /// What happened on CCS connections, in order: connection, what was handed over or acked.
@@ -278,8 +298,8 @@ impl Books {
                     op.confirmed_ack.get_or_insert(t);
                 }
             }
-            What::DeletedMessages { device, token, app, .. } => {
-                self.notices.entry(device.clone()).or_default().push((t, token.clone(), app.clone()));
+            What::DeletedMessages { device, token, .. } => {
+                self.notices.entry(device.clone()).or_default().push(Notice { t, token: token.clone() });
             }
             What::Dropped { op, message_id, reason } => {
                 match named(op, message_id).and_then(|name| self.ops.get_mut(&name)) {
@@ -314,7 +334,10 @@ impl Books {
             What::UpDelivered { op, tenant, conn, device, sha } => {
                 self.ccs.push((conn.clone(), CcsStep::Up(op.clone())));
                 match self.ups.get_mut(op) {
-                    Some(up) => up.deliveries.push((t, tenant.clone(), device.clone(), sha.clone())),
+                    Some(up) => {
+                        let delivery = UpDelivery { tenant: tenant.clone(), device: device.clone(), sha: sha.clone() };
+                        up.deliveries.push(delivery);
+                    }
                     None => verdict.report("never sent", format!("{tenant} got upstream {op}, which no device sent")),
                 }
             }

@@ -48,7 +48,9 @@ fn explains(books: &Books, op: &Op, reason: DropReason, terms: &Terms) -> bool {
         }
         // A notice tells of what was sent before it, to its token where it names one.
         DropReason::Limit => device.and_then(|device| books.notices.get(device)).is_some_and(|notices| {
-            notices.iter().any(|(t, token, _)| *t > op.invoked && token.as_ref().is_none_or(|token| *token == op.token))
+            notices
+                .iter()
+                .any(|notice| notice.t > op.invoked && notice.token.as_ref().is_none_or(|token| *token == op.token))
         }),
         // Only the operator knows.
         DropReason::Recall => true,

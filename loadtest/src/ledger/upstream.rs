@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Books, Outcome, Terms, Verdict, books::CcsStep};
+use super::{
+    Books, Outcome, Terms, Verdict,
+    books::{CcsStep, UpDelivery},
+};
 
 /// Unacked upstream stanzas on one CCS connection. Source: gcm-xmpp.md, flow control.
 const WINDOW_MAX: usize = 100;
@@ -13,7 +16,7 @@ pub(super) fn judge(books: &Books, terms: &Terms, verdict: &mut Verdict) {
             verdict
                 .report("refused and delivered", format!("upstream op {name} was refused to its device and arrived"));
         }
-        for (_, tenant, device, sha) in &up.deliveries {
+        for UpDelivery { tenant, device, sha } in &up.deliveries {
             if *tenant != up.tenant {
                 verdict.report("wrong tenant", format!("upstream op {name} of {} reached {tenant}", up.tenant));
             }

@@ -346,7 +346,7 @@ proptest! {
             }
             prop_assert_eq!(&replica.apply(&listed, index, &entry).unwrap(), &applied);
             listed.write(&applied.writes);
-            prop_assert!(rows.iter().map(|(key, value)| (key, value)).eq(listed.0.iter().map(|(key, value)| (key, value))));
+            prop_assert!(rows.iter().eq(listed.0.iter().map(|(key, value)| (key, value))));
         }
     }
 }

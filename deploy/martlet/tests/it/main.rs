@@ -3,6 +3,13 @@
 //! A test is named after the statement of the protocol documents that it proves. `.ci/statements` prints which test proves
 //! which.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test may unwrap, print, and wait by the system's clock"
+)]
+
 mod app_server;
 mod broker;
 mod clients;

@@ -113,7 +113,6 @@ impl queue_server::Queue for FakeNode {
 }
 
 impl FakeNode {
-    #[expect(clippy::result_large_err, reason = "tonic's own type")]
     fn submitted(&self, request: SubmitRequest) -> Result<SubmitReply, Status> {
         let mut world = self.world.lock().unwrap();
         let mut replies = Vec::new();
