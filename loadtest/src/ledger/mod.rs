@@ -2,7 +2,7 @@
 //!
 //! Owns the rules of the history format, one file per group of rules; each is a pure function of the [`Books`]. Trusts nobody:
 //! what the server says of dropped messages is checked like the rest. A run that did less than it meant to is no run:
-//! [`Minimums`] make that a violation.
+//! [`Terms`] make that a violation.
 
 mod books;
 mod collapse;

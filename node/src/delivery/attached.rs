@@ -1,7 +1,7 @@
 //! The devices attached to one shard, as its leader remembers them: a value.
 //!
 //! Owns sessions (of two connections of a device the higher wins, whatever the order of arrival), which device's window waits for
-//! which gateway link, and how much of the mailboxes is in memory. Owns no stream, clock or store: [`super::driver`] carries out
+//! which gateway link, and how much of the mailboxes is in memory. Owns no stream, clock or store: [`super::desk`] carries out
 //! the [`Todo`]s. The invariant: one attachment per device; without a term there are none, so a replica that does not lead knows
 //! no device, and nothing survives a change of leader.
 
