@@ -1,6 +1,6 @@
 //! Tests of the node from outside: what only the public seams show.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, also in what its tests share")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in what its tests share")]
 
 mod creation;
 mod model;

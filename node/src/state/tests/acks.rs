@@ -1,3 +1,5 @@
+//! Acknowledgements: what they remove, and what they leave.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! An operation that comes again is answered as it was, and done once.
+
 use super::*;
 
 fn resolved(answer: &Answer) -> Option<Answer> {

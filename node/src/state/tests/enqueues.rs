@@ -1,3 +1,5 @@
+//! Enqueues: what is stored, refused and answered.
+
 use martlet_proto::cluster::queue::Check;
 
 use super::*;

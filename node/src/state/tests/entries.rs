@@ -1,3 +1,5 @@
+//! Shard time, versions, and what stops a replica.
+
 use martlet_proto::cluster::command::Raise;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Messages and registrations that run out.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! A device with too much waiting: what is dropped, and the notice of it.
+
 use super::*;
 
 fn notices(shard: &Shard) -> Vec<(Sequence, MailboxRow)> {

@@ -1,3 +1,5 @@
+//! Registrations: new, superseded, removed.
+
 use super::*;
 
 #[test]
