@@ -1,7 +1,8 @@
 //! Sealing of the keys that the meta group holds (design.md section 8).
 //!
 //! Owns the form of [`SealedKey::sealed`]: ChaCha20-Poly1305 under the cluster secret, `nonce (12) ‖ ciphertext ‖ tag (16)`;
-//! associated data is the cluster id, the purpose and the key id, so that a sealed key cannot be passed off as another one.
+//! associated data is the cluster id, the purpose's number and the key id (4 bytes each, big-endian), so that a sealed key cannot
+//! be passed off as another one. Frozen (test vectors in `tests/vectors`): stored rows of the meta group hold sealed keys.
 //! Leaves to its callers where the secret lies (never in the data directory, log, snapshot or backup).
 //! Invariant: nothing here prints a secret or a key.
 

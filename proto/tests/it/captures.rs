@@ -3,7 +3,7 @@
 use martlet_proto::{
     cluster::queue::{Message, Pair, Payload},
     device::{
-        checkin::AndroidCheckinResponse,
+        checkin::{AndroidCheckinRequest, AndroidCheckinResponse},
         mcs::{
             DataMessageStanza, ErrorInfo, HeartbeatAck, HeartbeatConfig, HeartbeatPing, LoginResponse,
             StreamErrorStanza,
@@ -32,6 +32,9 @@ const LOGIN_RESPONSE_WITH_INTERVAL: &str = "2903430a136368726f6d652d39342e302e34
     39303433303736406d63732e6c6f63616c30013a0418e0d4034080d095ffbc31";
 const LOGIN_REFUSED: &str = "2903370a136368726f6d652d39342e302e343630362e35311a20089103121541757468656e7469636174696f6e20\
     6661696c65641a0461757468";
+const CHECKIN_NEW: &str = "221660036a120803120c39342e302e343630362e353118017003b00100";
+const CHECKIN_KNOWN: &str =
+    "1084ade49df4a49be13a221660036a120803120c39342e302e343630362e35311801692bf20963811242207003b00100";
 const CHECKIN_ANSWER: &str = "08011880d095ffbc31398416b943276dc23a412bf209638112422048005a076c6f63616c2d31";
 const DATA_MESSAGE: &str = "0873120844463535464533431a0c3132333435363738393031322a0f636f6d2e6578616d706c652e617070320573\
     636f72653a0e0a0568656c6c6f1205776f726c644a23303a3137303030303030303030303030303225303030303030303030303030303061\
@@ -42,6 +45,17 @@ const DELETED_MESSAGES: &str = "089401120844463535464533441a0c313233343536373839
 const UPSTREAM: &str = "086b1203752d311a0e67636d406368726f6d652e636f6d221f3132333435363738393031324067636d2e676f6f676c6561\
     7069732e636f6d2a0f636f6d2e6578616d706c652e6170703a060a01691201314a0a3133393731303239363858018801901c9001befbd988\
     32980108";
+
+/// What a client writes in one connection, and what a server does, with what reads it.
+pub(crate) fn streams() -> [(Decoder, Vec<u8>); 2] {
+    let acks = ["0000", "00021005", "01021003", "070c10011a003a04080d12005010", UPSTREAM, "0400"];
+    let events = [DATA_MESSAGE, "0000", DELETED_MESSAGES, "01021003", "0a0b0a096261642d6672616d65", "0400"];
+    let stream = |first: &str, frames: [&str; 6]| unhex(&[first, &frames.concat()].concat());
+    [
+        (Decoder::of_client(), stream(LOGIN_REQUEST, acks)),
+        (Decoder::of_server(), stream(LOGIN_RESPONSE_WITH_INTERVAL, events)),
+    ]
+}
 
 /// The one frame that the bytes are.
 fn one_frame(mut decoder: Decoder, hex: &str) -> Frame {
@@ -93,6 +107,8 @@ fn mc_02_mc_04_core_the_first_bytes_of_the_server_are_exactly_these() {
         ..LoginResponse::default()
     };
     assert_eq!(encode_login_response(41, &response), unhex(LOGIN_RESPONSE));
+    let frame = one_frame(Decoder::of_server(), LOGIN_RESPONSE);
+    assert_eq!(Stanza::decode(&frame), Ok(Stanza::LoginResponse(Box::new(response.clone()))));
     let config = HeartbeatConfig { interval_ms: Some(60_000), ..HeartbeatConfig::default() };
     let response = LoginResponse { heartbeat_config: Some(config), ..response };
     assert_eq!(encode_login_response(41, &response), unhex(LOGIN_RESPONSE_WITH_INTERVAL));
@@ -111,6 +127,8 @@ fn mc_05_core_a_refused_login_is_exactly_these_bytes() {
     let response =
         LoginResponse { id: "chrome-94.0.4606.51".to_owned(), error: Some(error), ..LoginResponse::default() };
     assert_eq!(encode_login_response(41, &response), unhex(LOGIN_REFUSED));
+    let frame = one_frame(Decoder::of_server(), LOGIN_REFUSED);
+    assert_eq!(Stanza::decode(&frame), Ok(Stanza::LoginResponse(Box::new(response))));
 }
 
 #[test]
@@ -216,7 +234,23 @@ fn up_06_core_an_upstream_message_of_chromium_is_read() {
     assert_eq!((data.id.as_deref(), data.persistent_id.as_deref()), (Some("u-1"), Some("1397102968")));
     assert_eq!((data.from.as_str(), data.to.as_deref()), ("gcm@chrome.com", Some("123456789012@gcm.googleapis.com")));
     assert_eq!((data.ttl, data.sent, data.queued), (Some(3600), Some(13_440_023_998), Some(8)));
-    assert_eq!(Stanza::Data(data).acknowledged_through(), Some(1));
+    let pairs: Vec<_> = data.app_data.iter().map(|pair| (pair.key.as_str(), pair.value.as_str())).collect();
+    assert_eq!(pairs, [("i", "1")]);
+    let data = Stanza::Data(data);
+    assert_eq!(data.acknowledged_through(), Some(1));
+    is(UPSTREAM, &data);
+}
+
+#[test]
+fn ck_01_core_the_check_in_of_chromium_is_read_and_written() {
+    for (captured, id, token) in
+        [(CHECKIN_NEW, None, None), (CHECKIN_KNOWN, Some(4_234_066_615_089_043_076), Some(2_324_440_704_598_274_603))]
+    {
+        let request = AndroidCheckinRequest::decode(&unhex(captured)[..]).unwrap();
+        assert_eq!((request.id, request.security_token), (id, token));
+        assert_eq!((request.version, request.user_serial_number), (Some(3), Some(0)));
+        assert_eq!(request.encode_to_vec(), unhex(captured));
+    }
 }
 
 #[test]

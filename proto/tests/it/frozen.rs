@@ -6,32 +6,39 @@
 use std::{fs, path::Path};
 
 use martlet_proto::{
-    message::MessageId,
+    cluster::meta::{KeyPurpose, SealedKey},
+    message::{MessageId, Sequence},
+    seal::ClusterSecret,
     shard::{Shard, ShardCount, shard_of},
     tag::{AndroidId, CheckinKey, DeviceTag, TagKey},
-    token::{Iid, RegistrationId, RegistrationToken, TokenKey},
+    token::{Iid, RegistrationId, RegistrationToken, TokenError, TokenKey},
 };
+use rand::RngCore;
 use serde_json::Value;
 
 use crate::unhex;
 
-fn vectors(name: &str) -> Vec<Value> {
+pub(crate) fn vectors(name: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
     let vectors: Vec<Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     assert!(!vectors.is_empty());
     vectors
 }
 
-fn text<'a>(vector: &'a Value, field: &str) -> &'a str {
+pub(crate) fn text<'a>(vector: &'a Value, field: &str) -> &'a str {
     vector[field].as_str().unwrap_or_else(|| panic!("{field} of {vector}"))
 }
 
-fn number(vector: &Value, field: &str) -> u32 {
+pub(crate) fn number(vector: &Value, field: &str) -> u32 {
     vector[field].as_u64().and_then(|number| number.try_into().ok()).unwrap_or_else(|| panic!("{field} of {vector}"))
 }
 
-fn secret(vector: &Value) -> [u8; 32] {
-    unhex(text(vector, "key")).try_into().unwrap()
+pub(crate) fn secret(vector: &Value) -> [u8; 32] {
+    bytes32(vector, "key")
+}
+
+fn bytes32(vector: &Value, field: &str) -> [u8; 32] {
+    unhex(text(vector, field)).try_into().unwrap()
 }
 
 fn tag(vector: &Value) -> DeviceTag {
@@ -88,5 +95,74 @@ fn a_message_id_is_spelled_as_it_always_was() {
         let id = MessageId { micros: part("micros"), random: part("random") };
         assert_eq!(id.to_string(), text(&vector, "text"));
         assert_eq!(id.to_bytes().to_vec(), unhex(text(&vector, "bytes")));
+    }
+}
+
+/// All of these were made for key 7 with the secret 00, 01, .. 1f; those that say so with a MAC that fits.
+#[test]
+fn a_token_in_another_spelling_or_from_elsewhere_is_refused_for_this_reason() {
+    let key = TokenKey::new(7, std::array::from_fn(|at| at as u8));
+    for vector in vectors("token_refused.json") {
+        let reason = match text(&vector, "reason") {
+            "shape" => TokenError::Shape,
+            "spelling" => TokenError::Spelling,
+            "version" => TokenError::Version,
+            "reserved" => TokenError::Reserved,
+            "key" => TokenError::Key,
+            "mac" => TokenError::Mac,
+            _ => panic!("{vector}"),
+        };
+        let read = RegistrationToken::parse(text(&vector, "token")).and_then(|token| token.verify(&key));
+        assert_eq!(read, Err(reason), "{vector}");
+    }
+}
+
+#[test]
+fn a_sequence_has_the_bytes_it_always_had() {
+    for vector in vectors("sequence.json") {
+        let sequence = Sequence {
+            incarnation: number(&vector, "incarnation"),
+            index: text(&vector, "index").parse().unwrap(),
+            position: number(&vector, "position"),
+        };
+        let bytes = unhex(text(&vector, "bytes"));
+        assert_eq!(sequence.to_bytes().to_vec(), bytes, "{vector}");
+        assert_eq!(Sequence::from_bytes(&bytes), Some(sequence), "{vector}");
+    }
+}
+
+#[test]
+fn a_key_is_sealed_as_it_always_was() {
+    for vector in vectors("sealed_key.json") {
+        let secret = ClusterSecret::new(bytes32(&vector, "secret"));
+        let cluster_id = unhex(text(&vector, "cluster_id"));
+        let purpose = match text(&vector, "purpose") {
+            "token" => KeyPurpose::Token,
+            "checkin" => KeyPurpose::Checkin,
+            "tag" => KeyPurpose::Tag,
+            _ => panic!("{vector}"),
+        };
+        let (key_id, key) = (number(&vector, "key_id"), bytes32(&vector, "key"));
+        let sealed = secret.seal(&cluster_id, purpose, key_id, &key, &mut Drawn(unhex(text(&vector, "nonce"))));
+        assert_eq!(sealed, unhex(text(&vector, "sealed")), "{vector}");
+        let sealed = SealedKey { purpose: purpose.into(), key_id, sealed, ..SealedKey::default() };
+        assert_eq!(secret.unseal(&cluster_id, &sealed), Ok(key), "{vector}");
+    }
+}
+
+/// "Draws" the nonce of a vector.
+struct Drawn(Vec<u8>);
+
+impl RngCore for Drawn {
+    fn next_u32(&mut self) -> u32 {
+        panic!("a nonce is drawn as bytes")
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        panic!("a nonce is drawn as bytes")
+    }
+
+    fn fill_bytes(&mut self, dst: &mut [u8]) {
+        dst.copy_from_slice(&self.0);
     }
 }

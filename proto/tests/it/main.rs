@@ -1,9 +1,12 @@
-//! What this crate promises to others: formats that are frozen, and the bytes that real clients write and read.
+//! What this crate promises to others: formats that are frozen, the bytes that real clients write and read, and an
+//! answer to whatever else arrives.
 
 #![expect(clippy::unwrap_used, reason = "tests may unwrap")]
 
 mod captures;
 mod frozen;
+mod hostile;
+mod properties;
 
 /// Bytes of a text of hex digits.
 fn unhex(text: &str) -> Vec<u8> {
