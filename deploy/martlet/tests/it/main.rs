@@ -18,6 +18,7 @@ mod contract;
 mod delivery;
 mod device;
 mod enroll;
+mod group_commit;
 mod http;
 mod mcs;
 mod quickstart;
