@@ -40,7 +40,7 @@ pub struct GatewayConfig {
     pub name: String,
     /// `host:port` of the gRPC listeners of some nodes. One that answers is enough: it names the others.
     pub seeds: Vec<String>,
-    /// File with the cluster secret: 32 bytes, raw or as 64 hexadecimal digits.
+    /// File with the cluster secret: 64 hexadecimal digits, the same on every node and gateway.
     pub secret_file: PathBuf,
     /// PEM file with the certificate chain that every TLS listener shows, its own certificate first; empty: no TLS listener.
     pub cert_file: PathBuf,

@@ -4,9 +4,9 @@
 //! stop accepting, let requests end, close devices at a paced rate, send their last acks, then end the calls to nodes. What has
 //! not ended after `gateway.drain_max` is cut: clients hold everything a gateway could lose.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use martlet_proto::seal::{ClusterSecret, SealError};
+use martlet_proto::seal::{ClusterSecret, SecretFileError};
 use prometheus_client::registry::Registry;
 use rand::RngCore;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
@@ -34,22 +34,9 @@ pub enum GatewayError {
     /// The configuration cannot be run.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The secret file cannot be read.
-    #[error("gateway.secret_file: {path}: {source}")]
-    SecretFile {
-        /// Of the file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The secret file holds no secret.
-    #[error("gateway.secret_file: {path}: {source}")]
-    Secret {
-        /// Of the file.
-        path: PathBuf,
-        /// Why not.
-        source: SealError,
-    },
+    /// The secret file cannot be used.
+    #[error("gateway.secret_file: {0}")]
+    Secret(#[from] SecretFileError),
     /// The certificate cannot be served.
     #[error("gateway.cert_file, gateway.key_file: {0}")]
     Tls(#[from] TlsError),
@@ -146,7 +133,7 @@ impl Gateway {
     /// # Errors
     /// What is wrong with the configuration, a file or an address, with the key's name.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
-        let secret = read_secret(&config)?;
+        let secret = ClusterSecret::read(&config.gateway.secret_file)?;
         Self::start_with(config, secret, Arc::new(SystemClock), Arc::new(Entropy::system())).await
     }
 
@@ -189,12 +176,8 @@ impl Gateway {
             enroll: config.enroll.clone(),
             route: route.clone(),
             admit: Arc::new(Admit::new(config.admit.clone(), Arc::clone(&clock), Arc::clone(&metrics))),
-            room: Room::new(
-                config.http.body_bytes_total,
-                config.http.body_timeout,
-                config.http.retry_after_secs,
-                Arc::clone(&metrics),
-            ),
+            room: Room::new(&config.http, config.http.body_bytes_of_senders(), Arc::clone(&metrics)),
+            device_room: Room::new(&config.http, config.http.body_bytes_of_devices(), Arc::clone(&metrics)),
             clock: Arc::clone(&clock),
             entropy,
             metrics: Arc::clone(&metrics),
@@ -303,17 +286,6 @@ impl Listeners {
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, GatewayError> {
     TcpListener::bind(address).await.map_err(|source| GatewayError::Bind { key, address, source })
-}
-
-/// 32 bytes, raw or as 64 hexadecimal digits.
-fn read_secret(config: &Config) -> Result<ClusterSecret, GatewayError> {
-    let path = &config.gateway.secret_file;
-    let bytes = std::fs::read(path).map_err(|source| GatewayError::SecretFile { path: path.clone(), source })?;
-    if let Ok(raw) = <[u8; martlet_proto::seal::SECRET_BYTES]>::try_from(&bytes[..]) {
-        return Ok(ClusterSecret::new(raw));
-    }
-    ClusterSecret::parse(&String::from_utf8_lossy(&bytes))
-        .map_err(|source| GatewayError::Secret { path: path.clone(), source })
 }
 
 /// Starts a gateway and serves until `drain` fires.

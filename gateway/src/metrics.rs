@@ -56,8 +56,10 @@ pub struct FateLabel {
 /// A bound that can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Limit {
-    /// `http.connections_max`: accepting waits.
+    /// `http.connections_max`: a connection waits for a slot.
     Connections,
+    /// `http.headers_max` or `http.header_bytes_max`: 431.
+    Head,
     /// A body above 4 MiB: 413.
     Body,
     /// `http.body_bytes_total`: 503.

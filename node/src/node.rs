@@ -6,8 +6,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use martlet_proto::cluster::{
-    admin::admin_server::AdminServer, meta::meta_server::MetaServer, queue::queue_server::QueueServer,
+use martlet_proto::{
+    cluster::{admin::admin_server::AdminServer, meta::meta_server::MetaServer, queue::queue_server::QueueServer},
+    seal::SecretFileError,
 };
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,7 +29,7 @@ use crate::{
         identity::{Identity, IdentityError},
         keep::Keeper,
         membership::{JoinError, Membership},
-        secret::{Secret, SecretError},
+        secret::Secret,
     },
     metered::Metered,
     metrics::{GroupLabel, Metrics},
@@ -71,8 +72,8 @@ pub enum NodeError {
     #[error(transparent)]
     Dir(#[from] DirError),
     /// The cluster secret cannot be used.
-    #[error(transparent)]
-    Secret(#[from] SecretError),
+    #[error("node.secret_file: {0}")]
+    Secret(#[from] SecretFileError),
     /// The data directory belongs elsewhere.
     #[error(transparent)]
     Identity(#[from] IdentityError),

@@ -6,7 +6,10 @@
 //! Leaves to its callers where the secret lies (never in the data directory, log, snapshot or backup).
 //! Invariant: nothing here prints a secret or a key.
 
-use std::fmt;
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use rand::RngCore;
@@ -35,7 +38,38 @@ pub enum SealError {
     NotASecret,
 }
 
+/// Why the file of a cluster secret cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFileError {
+    /// It cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It holds something else.
+    #[error("{path}: {source}", path = path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SealError,
+    },
+}
+
 impl ClusterSecret {
+    /// Reads the file of a secret, which nodes and gateways have in the same form: see [`ClusterSecret::parse`].
+    ///
+    /// # Errors
+    /// [`SecretFileError`] names the file.
+    pub fn read(path: &Path) -> Result<Self, SecretFileError> {
+        let bytes = fs::read(path).map_err(|source| SecretFileError::Io { path: path.into(), source })?;
+        let parsed = std::str::from_utf8(&bytes).map_err(|_| SealError::NotASecret).and_then(Self::parse);
+        parsed.map_err(|source| SecretFileError::Form { path: path.into(), source })
+    }
+
     /// Takes the secret's bytes.
     pub fn new(secret: [u8; SECRET_BYTES]) -> Self {
         Self(secret)
@@ -179,5 +213,20 @@ mod tests {
         assert_eq!(ClusterSecret::parse("xyz").unwrap_err(), SealError::NotASecret);
         assert_eq!(ClusterSecret::parse(&"é".repeat(32)).unwrap_err(), SealError::NotASecret);
         assert!(!format!("{secret:?}").contains("a5"));
+    }
+
+    #[test]
+    fn a_secret_file_of_raw_bytes_is_refused_by_name() {
+        let path = std::env::temp_dir().join(format!("martlet-secret-{}", std::process::id()));
+        for content in [&[0x80; SECRET_BYTES][..], &[b'a'; SECRET_BYTES], b""] {
+            fs::write(&path, content).unwrap();
+            let error = ClusterSecret::read(&path).unwrap_err();
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+            assert!(matches!(error, SecretFileError::Form { source: SealError::NotASecret, .. }), "{error}");
+        }
+        fs::write(&path, format!("{}\n", "5A".repeat(SECRET_BYTES))).unwrap();
+        assert_eq!(ClusterSecret::read(&path).unwrap().to_file_text(), "5a".repeat(SECRET_BYTES));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(ClusterSecret::read(&path), Err(SecretFileError::Io { .. })));
     }
 }

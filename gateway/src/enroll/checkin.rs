@@ -29,7 +29,7 @@ pub(crate) async fn checkin(http: &Http, head: &Parts, body: Incoming, peer: IpA
     if !http.admit.admits(Purpose::Checkin, peer) {
         return Answer::unavailable(retry_after);
     }
-    let body = match http.room.read(body, CHECKIN_MAX_BYTES).await {
+    let body = match http.device_room.read(body, CHECKIN_MAX_BYTES).await {
         Ok(body) => body,
         Err(answer) => return answer,
     };

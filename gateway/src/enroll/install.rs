@@ -19,7 +19,7 @@ pub(crate) async fn install(http: &Http, project: &str, body: Incoming, peer: Ip
     if !http.admit.admits(Purpose::Registration, peer) {
         return error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "too many requests").retry_after(retry_after);
     }
-    let body = match http.room.read(body, INSTALLATION_MAX_BYTES).await {
+    let body = match http.device_room.read(body, INSTALLATION_MAX_BYTES).await {
         Ok(body) => body,
         Err(answer) => return answer,
     };

@@ -39,7 +39,7 @@ pub(crate) async fn register(http: &Http, head: &Parts, body: Incoming, peer: Ip
     if !http.admit.admits(Purpose::Registration, peer) {
         return refused(RegisterError::QuotaExceeded, handset, http.config.retry_after_secs);
     }
-    let body = match http.room.read(body, FORM_MAX_BYTES).await {
+    let body = match http.device_room.read(body, FORM_MAX_BYTES).await {
         Ok(body) => body,
         Err(answer) => return answer,
     };

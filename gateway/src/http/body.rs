@@ -1,6 +1,6 @@
 //! Reads request bodies within bounds.
 //!
-//! Owns the cap of one body, the time it may take, and the memory of all bodies together: a reader takes room before it keeps a
+//! Owns the cap of one body, the time it may take, and the memory of all bodies of a kind together: a reader takes room before it keeps a
 //! chunk, and gives it back when the [`Body`] is dropped.
 
 use std::{sync::Arc, time::Duration};
@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use hyper::{StatusCode, body::Body as _, body::Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::answer::Answer;
+use super::{HttpConfig, answer::Answer};
 use crate::metrics::{Limit, Metrics};
 
 /// Room is counted in these.
@@ -26,7 +26,7 @@ pub(crate) struct Body {
     _room: Vec<OwnedSemaphorePermit>,
 }
 
-/// The memory that bodies may take together.
+/// The memory that bodies of one kind may take together.
 #[derive(Debug)]
 pub(crate) struct Room {
     units: Arc<Semaphore>,
@@ -36,8 +36,10 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    pub(crate) fn new(total_bytes: usize, timeout: Duration, retry_after_secs: u32, metrics: Arc<Metrics>) -> Self {
+    /// Room for `total_bytes` of `http.body_bytes_total`.
+    pub(crate) fn new(config: &HttpConfig, total_bytes: usize, metrics: Arc<Metrics>) -> Self {
         let units = (total_bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
+        let (timeout, retry_after_secs) = (config.body_timeout, config.retry_after_secs);
         Self { units: Arc::new(Semaphore::new(units)), timeout, retry_after_secs, metrics }
     }
 

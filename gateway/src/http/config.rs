@@ -10,7 +10,7 @@ use crate::config::{ConfigError, wrong};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Connections at once, over all HTTP addresses; more wait in the kernel's backlog.
+    /// Connections at once, over all HTTP addresses; more wait to be served.
     pub connections_max: usize,
     /// From accept to the end of the TLS handshake.
     #[serde(with = "humantime_serde")]
@@ -26,7 +26,8 @@ pub struct HttpConfig {
     pub headers_max: usize,
     /// Bytes of a request's head at most.
     pub header_bytes_max: usize,
-    /// Bytes of all bodies that are held at once; beyond it requests are answered 503.
+    /// Bytes of all bodies that are held at once; beyond it requests are answered 503. A quarter is for devices, whom anybody
+    /// can play, the rest for app servers with a key.
     pub body_bytes_total: usize,
     /// What `Retry-After` says on a 503, seconds, 1 or more.
     pub retry_after_secs: u32,
@@ -48,6 +49,16 @@ impl Default for HttpConfig {
 }
 
 impl HttpConfig {
+    /// The part of `body_bytes_total` that devices may take.
+    pub(crate) fn body_bytes_of_devices(&self) -> usize {
+        self.body_bytes_total / 4
+    }
+
+    /// The part of `body_bytes_total` that app servers may take.
+    pub(crate) fn body_bytes_of_senders(&self) -> usize {
+        self.body_bytes_total - self.body_bytes_of_devices()
+    }
+
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.connections_max == 0 {
             return wrong("http.connections_max", "must be 1 or more");
@@ -55,8 +66,8 @@ impl HttpConfig {
         if self.header_bytes_max < 8 << 10 {
             return wrong("http.header_bytes_max", "must be 8192 or more");
         }
-        if self.body_bytes_total < martlet_proto::limits::BODY_MAX_BYTES {
-            return wrong("http.body_bytes_total", "must hold one body of 4 MiB");
+        if self.body_bytes_of_senders() < martlet_proto::limits::BODY_MAX_BYTES {
+            return wrong("http.body_bytes_total", "three quarters of it must hold one body of 4 MiB");
         }
         if self.retry_after_secs == 0 {
             return wrong("http.retry_after_secs", "must be 1 or more: clients read 0 as no header");

@@ -1,8 +1,9 @@
 //! Accepts HTTP connections and serves them until they end or the gateway drains.
 //!
-//! The slot comes before the accept: past `http.connections_max` clients wait in the kernel's backlog. Every connection is a
-//! task of the tracker in [`serve`], which returns when the last of them has ended. On drain a connection finishes the request
-//! it is in, says `Connection: close`, and takes no other.
+//! Past `http.connections_max` one client of each address waits for a slot, the others in the kernel's backlog. The slot comes
+//! after the accept: an address that nobody calls must not hold one, or the last slot would belong to one address for good.
+//! Every connection is a task of the tracker in [`serve`], which returns when the last of them has ended. On drain a connection
+//! finishes the request it is in, says `Connection: close`, and takes no other; a handshake under way is given up.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,12 +35,12 @@ pub(crate) async fn serve(
     let open = TaskTracker::new();
     let accept = async {
         loop {
-            if slots.available_permits() == 0 {
-                http.metrics.limit(Limit::Connections);
-            }
-            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((socket, peer)) => {
+                    if slots.available_permits() == 0 {
+                        http.metrics.limit(Limit::Connections);
+                    }
+                    let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
                     let _ = socket.set_nodelay(true);
                     let (http, acceptor, drain) = (Arc::clone(&http), acceptor.clone(), drain.child_token());
                     open.spawn(async move {
@@ -47,12 +48,18 @@ pub(crate) async fn serve(
                         match acceptor {
                             None => connection(&http, socket, peer, drain).await,
                             Some(acceptor) => {
-                                let handshake = acceptor.accept(socket);
-                                match tokio::time::timeout(http.config.handshake_timeout, handshake).await {
-                                    Ok(Ok(stream)) => connection(&http, stream, peer, drain).await,
+                                let handshake =
+                                    tokio::time::timeout(http.config.handshake_timeout, acceptor.accept(socket));
+                                let shaken = tokio::select! {
+                                    shaken = handshake => Some(shaken),
+                                    () = drain.cancelled() => None,
+                                };
+                                match shaken {
+                                    Some(Ok(Ok(stream))) => connection(&http, stream, peer, drain).await,
                                     // Scanners and clients that do not trust us: not our trouble.
-                                    Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
-                                    Err(_) => http.metrics.limit(Limit::Slow),
+                                    Some(Ok(Err(error))) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                                    Some(Err(_)) => http.metrics.limit(Limit::Slow),
+                                    None => {}
                                 }
                             }
                         }
@@ -101,6 +108,9 @@ async fn connection(
     if let Err(error) = ended {
         if error.is_timeout() {
             http.metrics.limit(Limit::Slow);
+        }
+        if error.is_parse_too_large() {
+            http.metrics.limit(Limit::Head);
         }
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }

@@ -43,7 +43,10 @@ pub(crate) struct Http {
     pub(crate) enroll: EnrollConfig,
     pub(crate) route: Route,
     pub(crate) admit: Arc<Admit>,
+    /// Of app servers, whose key is known before their body is read.
     pub(crate) room: Room,
+    /// Of devices, who are nobody before their body is read: they must not take the room of app servers.
+    pub(crate) device_room: Room,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<Entropy>,
     pub(crate) metrics: Arc<Metrics>,

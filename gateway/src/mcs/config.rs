@@ -13,7 +13,7 @@ const SILENCE_MIN: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct McsConfig {
-    /// Device connections at once, over all MCS addresses; more wait in the kernel's backlog.
+    /// Device connections at once, over all MCS addresses; more wait to be served.
     pub connections_max: usize,
     /// From accept to the end of the TLS handshake.
     #[serde(with = "humantime_serde")]

@@ -1,7 +1,8 @@
 //! Accepts device connections.
 //!
-//! The slot comes before the accept: past `connections_max` devices wait in the kernel's backlog. Every connection is a task of
-//! the tracker in [`Mcs::serve`], which ends when the last of them has.
+//! Past `connections_max` one device of each address waits for a slot, the others in the kernel's backlog. The slot comes after
+//! the accept: an address that nobody calls must not hold one, or the last slot would belong to one address for good. Every
+//! connection is a task of the tracker in [`Mcs::serve`], which ends when the last of them has.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -65,9 +66,13 @@ impl Mcs {
         let acceptor = TlsAcceptor::from(tls);
         let accept = async {
             loop {
-                let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
                 match listener.accept().await {
                     Ok((socket, peer)) => {
+                        if self.slots.available_permits() == 0 {
+                            self.metrics.slots_awaited.inc();
+                        }
+                        let slot =
+                            Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
                         let connection =
                             Arc::clone(&self).connection(socket, peer, acceptor.clone(), slot, drain.child_token());
                         open.spawn(connection);
@@ -103,11 +108,16 @@ impl Mcs {
         self.tune(&socket);
         // Boxed, as the session's: what only the handshake or the login needs is not to be paid for the life of a connection.
         let handshake = Box::pin(acceptor.accept(socket));
-        match tokio::time::timeout(self.config.handshake_timeout, handshake).await {
-            Ok(Ok(stream)) => conn::serve(&self, Box::new(stream), drain).await,
-            Ok(Err(_)) | Err(_) => {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(self.config.handshake_timeout, handshake) => Some(shaken),
+            () = drain.cancelled() => None,
+        };
+        match shaken {
+            Some(Ok(Ok(stream))) => conn::serve(&self, Box::new(stream), drain).await,
+            Some(Ok(Err(_)) | Err(_)) => {
                 self.metrics.handshakes_failed.inc();
             }
+            None => {}
         }
         self.metrics.connections.dec();
         drop(slot);

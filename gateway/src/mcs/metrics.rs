@@ -51,6 +51,8 @@ pub struct McsMetrics {
     pub frames_written: Counter,
     /// Messages that fell out of a full window unacknowledged; they stay stored.
     pub unacked_forgotten: Counter,
+    /// Connections that waited for a slot, because `mcs.connections_max` was reached.
+    pub slots_awaited: Counter,
     /// Accepts that failed, for want of descriptors most likely.
     pub accepts_failed: Counter,
 }
@@ -80,6 +82,7 @@ impl McsMetrics {
             "Messages that fell out of a full window unacknowledged",
             self.unacked_forgotten.clone(),
         );
+        r.register("slots_awaited", "Connections that waited for a slot", self.slots_awaited.clone());
         r.register("accepts_failed", "Accepts that failed", self.accepts_failed.clone());
     }
 

@@ -3,36 +3,15 @@
 //! Leaves the form of sealed keys to [`martlet_proto::seal`]. Invariant: the secret is written nowhere; what leaves this module is
 //! a MAC under a key drawn from it, or a sealed key.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use martlet_proto::{
     cluster::meta::{KeyPurpose, SealedKey},
-    seal::{ClusterSecret, SECRET_BYTES, SealError},
+    seal::{ClusterSecret, SECRET_BYTES, SealError, SecretFileError},
 };
 use rand::CryptoRng;
 use ring::hmac;
-
-/// Why the secret cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    /// The file cannot be read.
-    #[error("cluster secret {path}: {source}", path = path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file holds something else.
-    #[error("cluster secret {path}: {source}", path = path.display())]
-    Form {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: SealError,
-    },
-}
 
 /// The cluster secret.
 #[derive(Debug, Clone)]
@@ -43,10 +22,11 @@ pub struct Secret {
 
 impl Secret {
     /// Reads the file.
-    pub fn read(path: &Path) -> Result<Self, SecretError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SecretError::Io { path: path.into(), source })?;
-        let secret = ClusterSecret::parse(&text).map_err(|source| SecretError::Form { path: path.into(), source })?;
-        Ok(Self::new(secret))
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn read(path: &Path) -> Result<Self, SecretFileError> {
+        ClusterSecret::read(path).map(Self::new)
     }
 
     /// Takes a secret that was read.
@@ -134,7 +114,7 @@ mod tests {
         let path = dir.path().join("secret");
         assert!(Secret::read(&path).unwrap_err().to_string().contains("secret"));
         std::fs::write(&path, "short").unwrap();
-        assert!(matches!(Secret::read(&path), Err(SecretError::Form { .. })));
+        assert!(matches!(Secret::read(&path), Err(SecretFileError::Form { .. })));
         std::fs::write(&path, "ab".repeat(32)).unwrap();
         let read = Secret::read(&path).unwrap();
         assert!(read.proves(b"c", 1, &secret(0xab).proof(b"c", 1)));

@@ -1,19 +1,29 @@
 //! An app server that says exactly what a test wants said: HTTP/1.1 by hand over a socket.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write},
     net::TcpStream,
+    sync::Arc,
     time::Duration,
 };
 
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
+
 use serde_json::Value;
+
+use crate::broker::Broker;
 
 /// Patience for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Plain or TLS.
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
 /// A connection that is kept between requests.
 pub(crate) struct Http {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream>>,
 }
 
 /// What came back.
@@ -41,15 +51,37 @@ impl Answer {
 
 impl Http {
     pub(crate) fn connect(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream: BufReader::new(stream) }
+        Self { stream: BufReader::new(Box::new(Self::socket(address))) }
+    }
+
+    /// The same over TLS, on the broker's HTTPS port.
+    pub(crate) fn connect_tls(broker: &Broker) -> Self {
+        Self::connect_tls_to(&broker.address("https"), martlet_loadtest::device::trusting(&broker.ca_file()).unwrap())
+    }
+
+    /// The same with these TLS settings.
+    pub(crate) fn connect_tls_to(address: &str, tls: Arc<ClientConfig>) -> Self {
+        let session = ClientConnection::new(tls, ServerName::try_from("127.0.0.1").unwrap()).unwrap();
+        Self { stream: BufReader::new(Box::new(StreamOwned::new(session, Self::socket(address)))) }
+    }
+
+    fn socket(address: &str) -> TcpStream {
+        let socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket
     }
 
     /// Writes bytes as they are.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
-        self.stream.get_mut().write_all(bytes).unwrap();
+        self.try_write(bytes).unwrap();
+    }
+
+    /// The same where the broker may have closed already.
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)?;
+        self.stream.get_mut().flush()
     }
 
     /// A whole request with `Content-Length`; `headers` as given.

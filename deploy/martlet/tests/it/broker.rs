@@ -13,6 +13,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::app_server::Http;
+
 /// The executable under test.
 pub(crate) const MARTLET: &str = env!("CARGO_BIN_EXE_martlet");
 
@@ -95,10 +97,37 @@ impl Broker {
 
     /// Asks the process to end (SIGTERM) and waits for it.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let mut child = self.child.take().unwrap();
-        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        self.ask_to_end();
+        self.ended()
+    }
+
+    /// Asks the process to end (SIGTERM).
+    pub(crate) fn ask_to_end(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        child.wait().unwrap()
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        self.child.take().unwrap().wait().unwrap()
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Memory of the process that is resident, bytes. Not of the shared broker, which a shell stands before.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
+    }
+
+    /// Sum of the samples of `/metrics` that begin so.
+    pub(crate) fn metric(&self, begin: &str) -> f64 {
+        let answer = Http::connect(&self.address("admin")).request("GET", "/metrics", &[], b"");
+        let samples = answer.text().lines().filter(|line| line.starts_with(begin));
+        samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// The data directory.

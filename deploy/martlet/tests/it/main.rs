@@ -19,6 +19,7 @@ mod delivery;
 mod device;
 mod enroll;
 mod group_commit;
+mod hostile;
 mod http;
 mod mcs;
 mod quickstart;
