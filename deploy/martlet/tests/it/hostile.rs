@@ -301,15 +301,19 @@ fn devices_that_hold_all_the_room_of_devices_do_not_shut_out_app_servers() {
     let address = broker.address("http");
     let token = check_in(&broker).register(&broker, APP, ONE.0);
     let begun = "POST /checkin HTTP/1.1\r\nHost: x\r\nContent-Length: 262144\r\n\r\n";
-    let _flood: Vec<_> = (0..40)
-        .map(|_| {
-            let mut http = Http::connect(&address);
-            http.write(begun.as_bytes());
-            let _ = http.try_write(&[0; 200_000]);
-            http
-        })
-        .collect();
-    until("the limit is counted", || limits(&broker, "BodyBytesTotal") >= 1.0);
+    let hold = |bytes: usize| {
+        let mut http = Http::connect(&address);
+        http.write(begun.as_bytes());
+        let _ = http.try_write(&vec![0; bytes]);
+        http
+    };
+    // Large ones first, then small ones into what they leave.
+    let mut flood = Vec::new();
+    for (bytes, count) in [(200_000, 60), (1_000, 260)] {
+        let before = limits(&broker, "BodyBytesTotal");
+        flood.extend((0..count).map(|_| hold(bytes)));
+        until("the limit is counted", || limits(&broker, "BodyBytesTotal") > before);
+    }
     // A payload that takes some room itself.
     let data = json!({ "k": "v".repeat(4_000) });
     accepted(&send_json(&address, ONE.1, &json!({ "to": token, "data": data })));
