@@ -132,7 +132,15 @@ impl Started {
             .filter(|(shard, _)| !self.parts.replicas.holds(crate::log::GroupId(shard.shard + 1)))
             .map(|(shard, _)| shard.shard)
             .collect();
-        let replicas = if missing.is_empty() { Ok(()) } else { Err(format!("shards {missing:?} are not open yet")) };
+        let refusal = missing.iter().find_map(|shard| {
+            let why = self.parts.replicas.refusal(crate::log::GroupId(shard + 1))?;
+            Some(format!("; shard {shard}: {why}"))
+        });
+        let replicas = if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("shards {missing:?} are not open yet{}", refusal.unwrap_or_default()))
+        };
         let serving = if self.draining.is_cancelled() { Err("drains".into()) } else { Ok(()) };
         let checks = vec![("cluster", cluster), ("replicas", replicas), ("serving", serving)];
         Readiness { ready: checks.iter().all(|(_, found)| found.is_ok()), checks }

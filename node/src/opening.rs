@@ -46,6 +46,7 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) {
             }
             if let Err(why) = open(&parts, &state, shard, group, replica).await {
                 tracing::error!(shard = shard.shard, replica, %why, "a replica cannot be opened");
+                parts.replicas.refuse(group, why.to_string());
                 failed = true;
             }
         }

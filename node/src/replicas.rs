@@ -22,22 +22,41 @@ pub struct Replica {
 
 /// All replicas of this node; clones show the same ones.
 #[derive(Debug, Clone, Default)]
-pub struct Replicas(Arc<Mutex<BTreeMap<GroupId, Replica>>>);
+pub struct Replicas(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    running: BTreeMap<GroupId, Replica>,
+    /// Why the last try to open a replica failed, until one succeeds.
+    refused: BTreeMap<GroupId, String>,
+}
 
 impl Replicas {
     /// Adds a replica that was started.
     pub fn insert(&self, replica: Replica) {
-        self.lock().insert(replica.group.id(), replica);
+        let mut held = self.lock();
+        held.refused.remove(&replica.group.id());
+        held.running.insert(replica.group.id(), replica);
+    }
+
+    /// Notes why a replica cannot be opened.
+    pub fn refuse(&self, group: GroupId, why: String) {
+        self.lock().refused.insert(group, why);
+    }
+
+    /// Why a replica that is missing could not be opened, if it was tried.
+    pub fn refusal(&self, group: GroupId) -> Option<String> {
+        self.lock().refused.get(&group).cloned()
     }
 
     /// Whether the group runs here.
     pub fn holds(&self, group: GroupId) -> bool {
-        self.lock().contains_key(&group)
+        self.lock().running.contains_key(&group)
     }
 
     /// All of them, the meta group first.
     pub fn all(&self) -> Vec<Replica> {
-        self.lock().values().cloned().collect()
+        self.lock().running.values().cloned().collect()
     }
 
     /// What operators are told of each.
@@ -45,7 +64,7 @@ impl Replicas {
         self.all().iter().map(Replica::status).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Replica>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     io,
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, atomic::Ordering},
 };
 
@@ -34,6 +35,11 @@ impl GroupLog {
     /// Whose it is.
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// Directory of the log's segments.
+    pub fn dir(&self) -> &Path {
+        &self.shared.config.dir
     }
 
     /// Adds entries that follow the last. They can be read on return; `done` is called when they are on disk. Waits while the

@@ -324,6 +324,24 @@ async fn a_full_disk_is_waited_for_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_log_that_was_full_has_room_again_with_nothing_to_write() {
+    let disk = ForgetfulDisk::new();
+    let (log, _) = open(&disk).unwrap();
+    let group = log.group(G);
+    disk.fill(true);
+    for index in 0.. {
+        append(&group, vec![entry(1, index, 1000)]).await.unwrap();
+        if log.is_full() {
+            break;
+        }
+    }
+    disk.fill(false);
+    while log.is_full() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn committed_goes_along_and_is_never_synced_for() {
     let disk = ForgetfulDisk::new();
     let (log, _) = open(&disk).unwrap();

@@ -120,6 +120,8 @@ pub(super) struct Writer {
     spare: Option<Segment>,
     buffer: Vec<u8>,
     full: bool,
+    /// The sync of a new segment failed while nothing was to be written.
+    failed_idle: Option<io::Error>,
 }
 
 impl Writer {
@@ -136,6 +138,7 @@ impl Writer {
             spare: None,
             buffer: Vec::new(),
             full: false,
+            failed_idle: None,
         }
     }
 
@@ -161,11 +164,34 @@ impl Writer {
                 Err(e) => return self.fail(&e, batch),
             }
         }
+        if let Some(e) = self.failed_idle.take() {
+            self.fail(&e, Vec::new());
+        }
+    }
+
+    /// The next item. While the disk is full it goes on trying to allocate: leaders refuse what would come, so that without this
+    /// nothing would ever be written again, and the log stay full with room on the disk.
+    fn first(&mut self) -> Option<Queued> {
+        while self.full {
+            match self.queue.try_recv() {
+                Ok(queued) => return Some(queued),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) => std::thread::sleep(FULL_RETRY),
+            }
+            if let Err(e) = self.allocate_ahead() {
+                self.failed_idle = Some(e);
+                return None;
+            }
+        }
+        self.queue.blocking_recv()
     }
 
     /// The next drain: waits for its first item, takes what is there up to the bound. Nothing follows a `Close`.
     fn gather(&mut self) -> Option<Vec<Queued>> {
-        let first = self.carried.take().or_else(|| self.queue.blocking_recv())?;
+        let first = match self.carried.take() {
+            Some(carried) => carried,
+            None => self.first()?,
+        };
         let mut bytes = first.op.size();
         let mut batch = vec![first];
         while !matches!(batch.last(), Some(Queued { op: Op::Close, .. }))

@@ -165,6 +165,8 @@ impl Group {
     /// A replica that was here before neither votes nor campaigns for one election maximum: it may have promised a leader its
     /// lease. If the log dropped a drain it waits for a leader to catch it up, or until every voter has answered: then it votes
     /// only in a new term and for a log at least as new as the newest of them. A sole voter goes on at once.
+    ///
+    /// Refused when store and log contradict each other: the store lies before the log's purge point, or the log is gone.
     pub async fn start(
         config: GroupConfig,
         log: &Log,
@@ -177,6 +179,9 @@ impl Group {
         let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
         let (led_tx, led) = watch::channel(0);
         let applier = Applier::new(machine, replica, log.clone(), led_tx).map_err(|e| failed(e.to_string()))?;
+        if let Some(what) = applier.contradiction() {
+            return Err(failed(format!("replica {replica} cannot start: {what}")));
+        }
         let local = Arc::new(Local::new(group, replica, log.clone(), !fresh));
         let openraft = settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?;
         let clients = Clients { network: network.clone(), local: local.clone() };

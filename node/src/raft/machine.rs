@@ -95,6 +95,29 @@ impl Applier {
         Ok(Applier { machine, applied, membership, replica, log, former_term, leading: None, led })
     }
 
+    /// Why what the store holds and what the log holds cannot belong together, if so.
+    ///
+    /// The store may lie behind the log: the log is applied again from there, to the same rows. Behind the log's purge point it
+    /// cannot be mended here: entries between are gone. That is how a store that fell back whole to an older checkpoint is found,
+    /// and one that was lost: as long as nothing is purged past it, falling back loses nothing. A store with entries beside a log
+    /// that has not even a vote of the group is one whose log was lost: it might vote a second time in a term.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let (applied, log) = (self.applied.map(|at| at.index()), &self.log);
+        let store = applied.map_or_else(|| "its store is empty".into(), |at| format!("its store ends at index {at}"));
+        if let Some(purged) = log.purged()
+            && applied.is_none_or(|at| at < purged.index)
+        {
+            return Some(format!(
+                "{store}, the log in {} begins after index {}: the store has fallen back or was replaced, and the entries between are gone",
+                log.dir().display(),
+                purged.index
+            ));
+        }
+        (applied.is_some() && log.vote().is_none() && log.last().is_none()).then(|| {
+            format!("{store}, the log in {} holds nothing of the group: it was lost or replaced", log.dir().display())
+        })
+    }
+
     fn one(&mut self, entry: super::types::Entry) -> io::Result<Reply> {
         let at = entry_position(&entry);
         self.note_leader(at.term);

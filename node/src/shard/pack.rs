@@ -10,6 +10,15 @@ use std::{
 
 use super::settings::ShardSettings;
 
+/// Bytes and operations of one batch, and bytes of the acknowledgements that wait. An entry holds all acknowledgements and at least
+/// one whole batch, each operation stamped with some 60 bytes: together they stay below what the log takes as one entry, 4 MiB
+/// ([`crate::log::LogConfig::drain_bytes`]). An entry that the log refuses stops its group. Gateways send at most 256 operations.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+/// See [`BATCH_BYTES_MAX`].
+pub const BATCH_OPERATIONS_MAX: usize = 4_096;
+/// See [`BATCH_BYTES_MAX`].
+pub const ACKS_BYTES_MAX: usize = 1 << 20;
+
 /// What goes into one entry.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pack<B, A> {
@@ -35,6 +44,7 @@ pub struct Packer<B, A> {
     queued_bytes: usize,
     queued_commands: usize,
     acks: Vec<A>,
+    acks_bytes: usize,
     oldest_ack: Option<Instant>,
     expire: bool,
     in_flight: usize,
@@ -74,6 +84,7 @@ impl<B, A> Packer<B, A> {
             queued_bytes: 0,
             queued_commands: 0,
             acks: Vec::new(),
+            acks_bytes: 0,
             oldest_ack: None,
             expire: false,
             in_flight: 0,
@@ -93,11 +104,12 @@ impl<B, A> Packer<B, A> {
         Ok(())
     }
 
-    /// An acknowledgement came at `now`.
-    pub fn ack(&mut self, ack: A, now: Instant) -> Result<(), Full<A>> {
-        if self.acks.len() >= self.bounds.acks_waiting_max {
+    /// An acknowledgement of `bytes` bytes came at `now`.
+    pub fn ack(&mut self, ack: A, bytes: usize, now: Instant) -> Result<(), Full<A>> {
+        if self.acks.len() >= self.bounds.acks_waiting_max || self.acks_bytes + bytes > ACKS_BYTES_MAX {
             return Err(Full(ack));
         }
+        self.acks_bytes += bytes;
         self.oldest_ack.get_or_insert(now);
         self.acks.push(ack);
         Ok(())
@@ -115,7 +127,9 @@ impl<B, A> Packer<B, A> {
         if self.in_flight >= self.bounds.pipeline_max || (self.in_flight > 0 && !full) {
             return None;
         }
-        let acks_due = self.acks_due().is_some_and(|due| due <= now) || self.acks.len() >= self.bounds.acks_waiting_max;
+        let acks_due = self.acks_due().is_some_and(|due| due <= now)
+            || self.acks.len() >= self.bounds.acks_waiting_max
+            || self.acks_bytes >= ACKS_BYTES_MAX / 2;
         if self.batches.is_empty() && !acks_due && !self.expire {
             return None;
         }
@@ -166,6 +180,7 @@ impl<B, A> Packer<B, A> {
 
     fn take_acks(&mut self) -> Vec<A> {
         self.oldest_ack = None;
+        self.acks_bytes = 0;
         std::mem::take(&mut self.acks)
     }
 }
@@ -233,8 +248,8 @@ mod tests {
     fn an_entry_begins_with_all_acks_there_are() {
         let now = origin();
         let mut packer = packer();
-        packer.ack(7, now).unwrap();
-        packer.ack(8, now).unwrap();
+        packer.ack(7, 10, now).unwrap();
+        packer.ack(8, 10, now).unwrap();
         packer.push(1, 10, 1).unwrap();
         let pack = packer.next(now).unwrap();
         assert_eq!((pack.acks, pack.batches), (vec![7, 8], vec![1]));
@@ -244,8 +259,8 @@ mod tests {
     fn acks_alone_wait_for_company_and_no_longer() {
         let now = origin();
         let mut packer = packer();
-        packer.ack(7, now).unwrap();
-        packer.ack(8, now + Duration::from_millis(150)).unwrap();
+        packer.ack(7, 10, now).unwrap();
+        packer.ack(8, 10, now + Duration::from_millis(150)).unwrap();
         assert_eq!(packer.next(now + Duration::from_millis(199)), None);
         let due = packer.deadline().unwrap();
         assert_eq!(due, now + Duration::from_millis(200));
@@ -262,8 +277,8 @@ mod tests {
         assert_eq!(packer.push(2, 101, 1), Err(Full(2)));
         packer.ended(900);
         assert_eq!(packer.push(2, 101, 1), Ok(()));
-        (0..3).for_each(|ack| packer.ack(ack, origin()).unwrap());
-        assert_eq!(packer.ack(3, origin()), Err(Full(3)));
+        (0..3).for_each(|ack| packer.ack(ack, 10, origin()).unwrap());
+        assert_eq!(packer.ack(3, 10, origin()), Err(Full(3)));
     }
 
     #[test]
@@ -272,9 +287,18 @@ mod tests {
         packer.push(1, 10, 1).unwrap();
         packer.next(origin()).unwrap();
         packer.push(2, 10, 1).unwrap();
-        packer.ack(7, origin()).unwrap();
+        packer.ack(7, 10, origin()).unwrap();
         assert_eq!(packer.give_up(), (vec![2], vec![7]));
         packer.ended(10);
         assert_eq!(packer.next(origin()), None);
+    }
+
+    #[test]
+    fn the_bytes_of_waiting_acks_are_bounded_and_half_of_them_go_at_once() {
+        let mut packer = packer();
+        packer.ack(1, ACKS_BYTES_MAX / 2, origin()).unwrap();
+        assert_eq!(packer.ack(2, ACKS_BYTES_MAX / 2 + 1, origin()), Err(Full(2)));
+        assert_eq!(packer.next(origin()).unwrap().acks, [1]);
+        packer.ack(2, ACKS_BYTES_MAX, origin()).unwrap();
     }
 }

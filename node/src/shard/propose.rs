@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     lead::Lead,
-    pack::{Full, Pack},
+    pack::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, Full, Pack},
     replies::Replies,
 };
 use crate::{
@@ -86,7 +86,8 @@ impl Lead {
             return;
         }
         self.metrics.acks.inc();
-        let taken = self.packer().ack(PendingAck { link, ack, device }, self.clock.now());
+        let bytes = device.encoded_len();
+        let taken = self.packer().ack(PendingAck { link, ack, device }, bytes, self.clock.now());
         match taken {
             Ok(()) => self.wake.notify_one(),
             Err(Full(refused)) => self.refuse_acks([(refused.link, refused.ack)]),
@@ -100,6 +101,9 @@ impl Lead {
             return Err(refused(Reason::Draining, "the node drains"));
         }
         self.may_propose()?;
+        if batch.operations.len() > BATCH_OPERATIONS_MAX || batch.encoded_len() > BATCH_BYTES_MAX {
+            return Err(refused(Reason::Overloaded, "the batch is too large for one entry; send it in parts"));
+        }
         if batch.operations.iter().any(|operation| is_logged(operation) && operation.first_try_ms == 0) {
             return Err(refused(Reason::TimeNeeded, ""));
         }

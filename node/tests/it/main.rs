@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in what its tests share")]
 
+mod checkpoints;
 mod creation;
 mod model;
+mod must_hold;
 mod nodes;
 mod serving;
 mod state;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use martlet_node::{Config, Node, NodeError, Started};
+use martlet_node::{Config, Node, NodeError, Started, Surroundings};
 use martlet_proto::{
     cluster::{
         admin::{
@@ -91,7 +91,16 @@ impl Nodes {
     }
 
     pub(crate) async fn start_as(&mut self, id: usize, config: Config) -> Result<(), NodeError> {
-        let node = Node::start(config).await?;
+        self.start_in(id, config, Surroundings::default()).await
+    }
+
+    pub(crate) async fn start_in(
+        &mut self,
+        id: usize,
+        config: Config,
+        surroundings: Surroundings,
+    ) -> Result<(), NodeError> {
+        let node = Node::start_in(config, surroundings).await?;
         let (started, drain) = (node.started(), CancellationToken::new());
         let task = tokio_util::task::TaskTracker::new().spawn(node.run(drain.clone()));
         self.running[id - 1] = Some(Running { started, drain, task });
@@ -104,6 +113,19 @@ impl Nodes {
         drop(started);
         drain.cancel();
         task.await.unwrap().unwrap();
+    }
+
+    /// Whether the node has ended by itself.
+    pub(crate) fn has_ended(&self, id: usize) -> bool {
+        self.running[id - 1].as_ref().unwrap().task.is_finished()
+    }
+
+    /// The end of a node, however it comes.
+    pub(crate) async fn end(&mut self, id: usize) -> Result<(), NodeError> {
+        let Running { started, drain, task } = self.running[id - 1].take().unwrap();
+        drop(started);
+        drain.cancel();
+        task.await.unwrap()
     }
 
     pub(crate) async fn stop_all(&mut self) {

@@ -116,7 +116,7 @@ struct Device {
 
 impl Device {
     /// `None` when the node does not lead the shard.
-    async fn attach(nodes: &Nodes, at: usize) -> Option<Self> {
+    async fn attach(nodes: &Nodes, at: usize, device_tag: u64) -> Option<Self> {
         let hello = Hello { gateway: vec![9; 16].into(), link: 0 };
         let (control, requests) = mpsc::channel(8);
         control.send(ControlRequest { kind: Some(control_request::Kind::Hello(hello.clone())) }).await.unwrap();
@@ -126,7 +126,7 @@ impl Device {
         let room = deliver_request::Kind::StreamCredit(StreamCredit { bytes: 1 << 20 });
         credit.send(DeliverRequest { kind: Some(room) }).await.unwrap();
         let deliveries = queue(nodes, at).deliver(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        let attach = Attach { attach: 1, device_tag: DEVICE, credit_bytes: 1 << 20, ..Attach::default() };
+        let attach = Attach { attach: 1, device_tag, credit_bytes: 1 << 20, ..Attach::default() };
         let batch = control_request::Kind::Attach(AttachBatch { shard: 0, attaches: vec![attach] });
         control.send(ControlRequest { kind: Some(batch) }).await.unwrap();
         match replies.message().await.unwrap()?.kind? {
@@ -137,10 +137,14 @@ impl Device {
     }
 
     async fn attach_anywhere(nodes: &Nodes, of: &[usize]) -> Self {
+        Self::attach_as(nodes, of, DEVICE).await
+    }
+
+    async fn attach_as(nodes: &Nodes, of: &[usize], device_tag: u64) -> Self {
         let attached = async {
             loop {
                 for at in of {
-                    if let Some(device) = Self::attach(nodes, *at).await {
+                    if let Some(device) = Self::attach(nodes, *at, device_tag).await {
                         return device;
                     }
                 }
@@ -166,6 +170,16 @@ impl Device {
         let reply = self.replies.message().await.unwrap().unwrap().kind.unwrap();
         assert!(matches!(reply, control_reply::Kind::Acked(_)), "{reply:?}");
     }
+}
+
+/// What waits for a device of shard 0 at node 1, in order: the first `count`.
+pub(crate) async fn payloads(nodes: &Nodes, device_tag: u64, count: usize) -> Vec<Vec<u8>> {
+    let mut device = Device::attach_as(nodes, &[1], device_tag).await;
+    let mut found = Vec::new();
+    while found.len() < count {
+        found.push(device.delivery().await.message.unwrap().payload.to_vec());
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
