@@ -263,7 +263,21 @@ impl Replay {
             Kind::Append | Kind::CopiedAppend => {
                 kept.push(at, payload, Some(place)).map_err(|why| format!("{}: {why}", record.group))?;
             }
-            Kind::Truncate => kept.truncate(at.index),
+            Kind::Truncate => {
+                kept.truncate(at.index);
+                // What a gap was found before may be gone too: then only what lies before the truncation must be explained, and
+                // nothing when that is the beginning.
+                if let Some((before, ..)) = self.gaps.get_mut(&record.group)
+                    && at.index <= *before
+                {
+                    let due = kept.purged.map_or(1, |purged| purged.index + 1);
+                    if at.index > due {
+                        *before = at.index - 1;
+                    } else {
+                        self.gaps.remove(&record.group);
+                    }
+                }
+            }
             Kind::Purge | Kind::CopiedPurge => kept.purge(at),
             Kind::Vote => kept.vote = Some(record.vote()),
             Kind::CopiedVote => {

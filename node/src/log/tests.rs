@@ -341,6 +341,27 @@ async fn a_log_that_was_full_has_room_again_with_nothing_to_write() {
     }
 }
 
+/// The segment with the first entries goes when they are rewritten from the very first on; what stands in the next one before
+/// that has no beginning any more, and needs none.
+#[tokio::test]
+async fn entries_rewritten_from_the_first_on_do_not_miss_the_segment_that_went() {
+    let disk = ForgetfulDisk::new();
+    let (log, _) = open(&disk).unwrap();
+    append(&log.group(G), entries(0..2)).await.unwrap();
+    append(&log.group(GroupId(2)), entries(0..1)).await.unwrap();
+    let disk = disk.power_cut();
+    let (log, _) = open(&disk).unwrap();
+    append(&log.group(GroupId(2)), entries(1..2)).await.unwrap();
+    let group = log.group(G);
+    append(&group, entries(2..3)).await.unwrap();
+    group.truncate(0).await.unwrap();
+    append(&group, vec![entry(2, 0, 7)]).await.unwrap();
+    // The removal of the segment follows the answer.
+    append(&log.group(GroupId(2)), entries(2..3)).await.unwrap();
+    let (log, _) = open(&disk.power_cut()).unwrap();
+    assert_eq!(log.group(G).read(0..10).unwrap(), [entry(2, 0, 7)]);
+}
+
 #[tokio::test]
 async fn committed_goes_along_and_is_never_synced_for() {
     let disk = ForgetfulDisk::new();
