@@ -136,7 +136,7 @@ async fn h117_h160_h161_h090_accepted_messages_survive_a_node_and_without_a_quor
     let ends = Ends::new(&cluster).await;
     assert!(is_success(&ends.send_json(1).await));
 
-    // H117: the node that leads the shard is lost with its disk.
+    // H117: the node that leads the shard is lost; the others have only what it sent them.
     let lost = leader(&cluster, 1).await.unwrap();
     cluster.kill_node(lost).unwrap();
     let clock = RunClock::begin();

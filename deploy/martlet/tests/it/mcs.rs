@@ -92,6 +92,62 @@ fn mc_02_mc_14_the_version_comes_once_and_in_one_write_with_the_login_response()
     }
 }
 
+/// A socket that remembers what came in, still encrypted.
+struct Tap {
+    socket: TcpStream,
+    came_in: Vec<u8>,
+}
+
+impl std::io::Read for Tap {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.socket.read(buffer)?;
+        self.came_in.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl std::io::Write for Tap {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+/// Number of TLS records: a type, a version, and a length of two bytes before each.
+fn tls_records(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while let [_, _, _, high, low, rest @ ..] = bytes {
+        bytes = &rest[usize::from(u16::from_be_bytes([*high, *low]))..];
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn mc_14_frames_that_are_due_together_are_written_one_by_one() {
+    let broker = shared();
+    let identity = check_in(broker);
+    let config = martlet_loadtest::device::trusting(&broker.ca_file()).unwrap();
+    let socket = TcpStream::connect(broker.address("mcs")).unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let tap = Tap { socket, came_in: Vec::new() };
+    let mut stream = rustls::StreamOwned::new(rustls::ClientConnection::new(config, name).unwrap(), tap);
+    stream.write_all(&login_bytes(41, &identity.login_request())).unwrap();
+    let mut head = [0; 3];
+    stream.read_exact(&mut head).unwrap();
+    stream.read_exact(&mut vec![0; usize::from(head[2])]).unwrap();
+    stream.sock.came_in.clear();
+    // Five pings in one write: their answers are due at the same moment.
+    stream.write_all(&[0; 10]).unwrap();
+    let mut answers = [0; 5 * 4];
+    stream.read_exact(&mut answers).unwrap();
+    assert!(answers.chunks(4).all(|ack| ack[..3] == [1, 2, 0x10]), "{answers:?}");
+    assert_eq!(tls_records(&stream.sock.came_in), 5, "a record is a write");
+}
+
 #[test]
 fn mc_03_a_version_below_38_is_closed_without_an_answer_and_38_is_answered_by_38() {
     let broker = shared();
