@@ -3,6 +3,8 @@
 use std::{
     net::TcpListener,
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -10,12 +12,22 @@ use crate::{
     broker::{Broker, MARTLET, martlet, text},
 };
 
-/// The printed line that begins so.
+/// The printed line that begins so. The broker is ready a moment before its last line is out, so this waits for that one.
 fn printed(broker: &Broker, begin: &str) -> String {
-    let log = broker.log_text();
-    let line = log.lines().rev().map(str::trim).find(|line| line.starts_with(begin));
-    line.unwrap_or_else(|| panic!("no line begins with {begin}:\n{log}")).to_owned()
+    let until = Instant::now() + PRINTED;
+    loop {
+        let log = broker.log_text();
+        if log.contains("End with Ctrl-C.\n") {
+            let line = log.lines().rev().map(str::trim).find(|line| line.starts_with(begin));
+            return line.unwrap_or_else(|| panic!("no line begins with {begin}:\n{log}")).to_owned();
+        }
+        assert!(Instant::now() < until, "the last line was not printed within {PRINTED:?}:\n{log}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
+
+/// How long a broker that is ready may take to print its lines, on a machine that does other work too.
+const PRINTED: Duration = Duration::from_secs(30);
 
 /// What the printed line needs of curl, for machines that have none.
 const CURL: &str = r#"#!/usr/bin/env python3
@@ -62,7 +74,7 @@ fn the_printed_lines_work_as_pasted_also_when_the_device_comes_later_and_after_a
     let device = |broker: &Broker| format!("{} --count 1 --json", printed(broker, MARTLET));
     // The device is there first.
     let line = device(&broker);
-    let waiting = std::thread::spawn(move || paste(&line));
+    let waiting = thread::spawn(move || paste(&line));
     let answer = paste(&printed(&broker, "curl"));
     assert!(answer.contains(r#""success":1"#), "{answer}");
     assert!(waiting.join().unwrap().contains(r#""hello":"world""#));
