@@ -27,7 +27,7 @@ use super::{
     redo::{self, Redo, RedoWriter, Section},
     shard::ShardStore,
 };
-use crate::disk::Disk;
+use crate::{bug::Bug, disk::Disk};
 
 /// Rest after a cycle, as a multiple of what it took.
 const REST: u32 = 9;
@@ -146,6 +146,9 @@ impl Store {
                 return Err(error);
             }
         };
+        if Bug::CheckpointWithoutRedo.is_in() {
+            clear_redo(&*self.disk, &self.redo_path)?;
+        }
         #[cfg(test)]
         if cycle.without_redo {
             clear_redo(&*self.disk, &self.redo_path)?;

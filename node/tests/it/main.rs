@@ -7,6 +7,7 @@ mod creation;
 mod model;
 mod must_hold;
 mod nodes;
+mod put_back;
 mod serving;
 mod state;
 mod watching;

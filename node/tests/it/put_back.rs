@@ -1,0 +1,26 @@
+//! Bugs put back on purpose, each found by the test that is there to find it.
+//!
+//! The test runs again in a child process that has the bug ([`martlet_node::bug`]); found means: it ran, and it failed.
+
+use std::process::{Command, Stdio};
+
+use martlet_node::bug::{Bug, VARIABLE};
+
+/// The named test of this binary fails once the bug is in.
+fn assert_found(bug: Bug, test: &str) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--test-threads", "1"]).env(VARIABLE, bug.name()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("running 1 test"), "{test} is no test of this binary:\n{said}");
+    assert!(!output.status.success() && said.contains("1 failed"), "{} is not found by {test}:\n{said}", bug.name());
+    println!("{} is found by {test}", bug.name());
+}
+
+#[test]
+fn put_back_a_checkpoint_without_a_redo_file_is_found() {
+    assert_found(
+        Bug::CheckpointWithoutRedo,
+        "checkpoints::must_hold_a_crash_after_each_step_of_a_checkpoint_and_the_log_give_the_state_of_a_replica_that_did_not_crash",
+    );
+}
