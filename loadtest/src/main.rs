@@ -39,10 +39,13 @@ struct Options {
     /// Length of the measured window of `steady`, seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Requests a second, sent when they are due whatever became of those before; latency counts from then. Without it: 64
-    /// app servers, each sending when its last answer came.
+    /// Requests a second, sent when they are due whatever became of those before; latency counts from then. Without it:
+    /// --senders app servers, each sending when its last answer came.
     #[arg(long)]
     rate: Option<f64>,
+    /// Requests under way at once without --rate.
+    #[arg(long, default_value_t = scenario::SENDERS_DEFAULT)]
+    senders: usize,
     /// Tokens of one request, 1 to 1000.
     #[arg(long, default_value_t = 1)]
     recipients: usize,
@@ -109,6 +112,7 @@ async fn run(cli: Cli) -> Result<bool> {
         registered,
         window: Duration::from_secs(options.seconds),
         rate: options.rate,
+        senders: options.senders.max(1),
         recipients: options.recipients,
         payload_bytes: options.payload,
         per_device: options.per_device,

@@ -34,8 +34,8 @@ use crate::{
 /// Messages sent and not arrived that a device may have: below the limit of 100 waiting ones.
 const OUTSTANDING_MAX: usize = 90;
 
-/// Requests under way at once in a closed loop.
-const CLOSED_LOOP_WORKERS: usize = 64;
+/// Requests under way at once in a closed loop, unless the plan says otherwise.
+pub const SENDERS_DEFAULT: usize = 64;
 
 /// Requests under way at once in an open loop; beyond it the generator itself is late, which counts as latency.
 const OPEN_LOOP_MAX: usize = 4_096;
@@ -74,6 +74,8 @@ pub struct Plan {
     pub window: Duration,
     /// Requests a second; none: as fast as answers come.
     pub rate: Option<f64>,
+    /// Requests under way at once where no rate is given.
+    pub senders: usize,
     /// Tokens of a request.
     pub recipients: usize,
     /// Size of the body, bytes.
@@ -171,7 +173,7 @@ impl Run<'_> {
         match self.plan.rate {
             Some(rate) => drop(senders.spawn(self.sender(&sending, &devices).open_loop(Pace::new(begin, rate)))),
             None => {
-                for _ in 0..CLOSED_LOOP_WORKERS {
+                for _ in 0..self.plan.senders {
                     senders.spawn(self.sender(&sending, &devices).closed_loop());
                 }
             }
@@ -207,7 +209,7 @@ impl Run<'_> {
         let sending = Arc::new(Sending::default());
         let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
         let bar = progress(self.quiet, "storing", self.plan.devices * self.plan.per_device);
-        let slots = Arc::new(Semaphore::new(CLOSED_LOOP_WORKERS));
+        let slots = Arc::new(Semaphore::new(self.plan.senders));
         let mut sends = JoinSet::new();
         for _ in 0..self.plan.per_device {
             for chunk in devices.chunks(self.plan.recipients) {
