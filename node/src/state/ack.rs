@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use martlet_proto::{
     cluster::command::{Acks, DeviceAck},
-    message::Sequence,
+    message::{MessageId, Sequence},
     tag::DeviceTag,
 };
 
@@ -22,17 +21,17 @@ pub(super) fn acks(draft: &mut Draft<'_>, acks: &Acks) -> Result<(), StateError>
 fn device_ack(draft: &mut Draft<'_>, ack: &DeviceAck) -> Result<(), StateError> {
     let device = DeviceTag(ack.device_tag);
     for sequence in ack.sequences.iter().filter_map(|bytes| Sequence::from_bytes(bytes)) {
-        if let Some(held) = mailbox::get(&draft.rows, device, sequence)? {
-            mailbox::drop_row(draft, device, &held, Fate::Delivered)?;
+        if let Some(brief) = draft.warm.brief(&draft.rows, device, sequence)? {
+            mailbox::drop_row(draft, device, &brief, Fate::Delivered)?;
         }
     }
     if ack.message_ids.is_empty() {
         return Ok(());
     }
-    let named: BTreeSet<&Bytes> = ack.message_ids.iter().collect();
-    for held in mailbox::all(&draft.rows, device)? {
-        if named.contains(&held.row.message.message_id) {
-            mailbox::drop_row(draft, device, &held, Fate::Delivered)?;
+    let named: BTreeSet<MessageId> = ack.message_ids.iter().filter_map(|id| MessageId::from_bytes(id)).collect();
+    for brief in draft.warm.mailbox(&draft.rows, device)?.iter() {
+        if named.contains(&brief.message_id) {
+            mailbox::drop_row(draft, device, brief, Fate::Delivered)?;
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! Owns the one rule: what is accepted has exactly one fate or waits. A counter is raised together with the row it speaks
 //! of, never apart.
 
-use super::{StateError, overlay::Overlay, rows::Rows};
+use super::{StateError, draft::Draft, rows::Rows};
 use crate::store::key::count;
 pub use crate::store::key::count::CountRow;
 
@@ -34,9 +34,13 @@ pub fn counters(rows: &dyn Rows, sender: &str) -> Result<CountRow, StateError> {
     }
 }
 
-/// Counts fates of one message of `sender`.
-pub(super) fn add(rows: &mut Overlay<'_>, sender: &str, fates: &[Fate]) -> Result<(), StateError> {
-    let mut row = counters(rows, sender)?;
+/// Counts fates of one message of `sender`. Written by [`write`].
+pub(super) fn add(draft: &mut Draft<'_>, sender: &str, fates: &[Fate]) -> Result<(), StateError> {
+    if !draft.counts.contains_key(sender) {
+        let row = counters(&draft.rows, sender)?;
+        draft.counts.insert(sender.to_owned(), row);
+    }
+    let row = draft.counts.get_mut(sender).expect("there, or put there just now");
     for fate in fates {
         let counter = match fate {
             Fate::Accepted => &mut row.accepted,
@@ -48,6 +52,12 @@ pub(super) fn add(rows: &mut Overlay<'_>, sender: &str, fates: &[Fate]) -> Resul
         *counter += 1;
     }
     row.waiting().ok_or(StateError::Broken("a message met two fates"))?;
-    rows.put(count::key(sender), count::encode(&row));
     Ok(())
+}
+
+/// Writes what the entry counted.
+pub(super) fn write(draft: &mut Draft<'_>) {
+    for (sender, row) in std::mem::take(&mut draft.counts) {
+        draft.rows.put(count::key(&sender), count::encode(&row));
+    }
 }

@@ -5,7 +5,7 @@
 
 use martlet_proto::{cluster::command::Seen, message::Sequence, tag::DeviceTag};
 
-use super::{StateError, draft::Draft, rows::Rows};
+use super::{StateError, draft::Draft};
 use crate::store::key::{self, device::DeviceRow};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -22,9 +22,10 @@ pub(super) fn seen_now(draft: &mut Draft<'_>, device: DeviceTag) -> Result<(), S
 }
 
 fn seen_on(draft: &mut Draft<'_>, device: DeviceTag, day: u32) -> Result<(), StateError> {
-    let row = load(&draft.rows, device)?;
-    if row.as_ref().is_none_or(|row| row.last_seen_day < day) {
-        save(draft, device, &DeviceRow { last_seen_day: day, ..row.unwrap_or_default() });
+    let row = draft.warm.row(&draft.rows, device)?;
+    if row.is_none_or(|row| row.last_seen_day < day) {
+        let row = DeviceRow { last_seen_day: day, ..row.cloned().unwrap_or_default() };
+        save(draft, device, &row);
     }
     Ok(())
 }
@@ -35,12 +36,11 @@ pub(super) fn written_through(
     device: DeviceTag,
     told: Option<Sequence>,
 ) -> Result<Option<Sequence>, StateError> {
-    let row = load(&draft.rows, device)?;
-    let known = row.as_ref().and_then(|row| Sequence::from_bytes(&row.written_through));
+    let row = draft.warm.row(&draft.rows, device)?;
+    let known = row.and_then(|row| Sequence::from_bytes(&row.written_through));
     let Some(told) = told.filter(|told| known < Some(*told)) else { return Ok(known) };
-    let (from, _) = key::mailbox::range(device, None);
-    let (above, _) = key::mailbox::range(device, Some(told));
-    if !draft.rows.scan(&from, &above, 1)?.is_empty() {
+    let row = row.cloned();
+    if draft.warm.mailbox(&draft.rows, device)?.first().is_some_and(|first| first.sequence <= told) {
         let row = row.unwrap_or_else(|| DeviceRow { last_seen_day: today(draft), ..Default::default() });
         save(draft, device, &DeviceRow { written_through: told.to_bytes().to_vec().into(), ..row });
     }
@@ -51,11 +51,7 @@ fn today(draft: &Draft<'_>) -> u32 {
     u32::try_from(draft.now_ms() / DAY_MS).unwrap_or(u32::MAX)
 }
 
-fn load(rows: &dyn Rows, device: DeviceTag) -> Result<Option<DeviceRow>, StateError> {
-    let key = key::device::key(device);
-    Ok(rows.get(&key)?.map(|value| key::device::decode(&key, value)).transpose()?)
-}
-
 fn save(draft: &mut Draft<'_>, device: DeviceTag, row: &DeviceRow) {
+    draft.warm.device_saved(device, row);
     draft.rows.put(key::device::key(device), key::device::encode(row));
 }

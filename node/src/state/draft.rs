@@ -2,15 +2,28 @@
 //!
 //! Owns all of it until [`super::State`] takes it over; when a command fails the draft is dropped and nothing has happened.
 
+use std::collections::BTreeMap;
+
 use martlet_proto::cluster::queue::{Answer, Refusal, answer::Kind};
 
-use super::{dedupe, effect::Effect, overlay::Overlay, rows::Rows};
+use super::{
+    count::CountRow,
+    dedupe,
+    effect::Effect,
+    overlay::Overlay,
+    rows::Rows,
+    warm::{Warm, Warming},
+};
 use crate::store::key::shard::ShardRow;
 
 /// What the commands of one entry work on.
 pub(super) struct Draft<'a> {
     /// The rows as the commands so far left them.
     pub(super) rows: Overlay<'a>,
+    /// Busy devices as those rows have them.
+    pub(super) warm: Warming<'a>,
+    /// Counters that were raised, by sender: written once, when the entry is through.
+    pub(super) counts: BTreeMap<String, CountRow>,
     /// What whoever delivers is to know, in order.
     pub(super) effects: Vec<Effect>,
     /// Operations answered in this entry.
@@ -21,8 +34,15 @@ pub(super) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// Nothing done yet, over `rows`.
-    pub(super) fn new(rows: &'a dyn Rows, shard: ShardRow) -> Self {
-        Self { rows: Overlay::over(rows), effects: Vec::new(), answered: dedupe::Fresh::default(), shard }
+    pub(super) fn new(rows: &'a dyn Rows, warm: &'a Warm, shard: ShardRow) -> Self {
+        Self {
+            rows: Overlay::over(rows),
+            warm: Warming::over(warm),
+            counts: BTreeMap::new(),
+            effects: Vec::new(),
+            answered: dedupe::Fresh::default(),
+            shard,
+        }
     }
 
     /// Shard time, milliseconds since 1970.

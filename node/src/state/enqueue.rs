@@ -3,6 +3,8 @@
 //! Owns the order of the checks (registered, sender, package, then room) and what a message becomes in the mailbox. A
 //! collapse key travels with its message and does not collapse yet.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use martlet_proto::{
     cluster::{
@@ -25,6 +27,7 @@ use super::{
     overflow::{self, Room},
     registry::{self, Addressee, Registration},
     rows::Rows,
+    warm::Brief,
 };
 use crate::store::key;
 
@@ -32,7 +35,8 @@ use crate::store::key;
 pub(super) fn check(rows: &dyn Rows, now_ms: u64, check: &Check) -> Result<Answer, StateError> {
     let Some(id) = RegistrationId::from_bytes(&check.registration_id) else { return Ok(refused(Refusal::Malformed)) };
     let device = DeviceTag(check.device_tag);
-    let found = registry::addressee(rows, now_ms, device, id, &check.sender, &check.restricted_package_name)?;
+    let find = |id| Ok(registry::get(rows, device, id)?.map(Arc::new));
+    let found = registry::addressee(find, now_ms, id, &check.sender, &check.restricted_package_name)?;
     Ok(found.map_or_else(refused, |addressee| accepted(&addressee)))
 }
 
@@ -55,30 +59,35 @@ pub(super) fn enqueue(
     let device = DeviceTag(enqueue.device_tag);
     let written = device::written_through(draft, device, told)?;
     let (sender, package) = (&enqueue.sender, &enqueue.restricted_package_name);
-    let found = registry::addressee(&draft.rows, draft.now_ms(), device, registration_id, sender, package)?;
+    let now_ms = draft.now_ms();
+    let find = |id| draft.warm.registration(&draft.rows, device, id);
+    let found = registry::addressee(find, now_ms, registration_id, sender, package)?;
     let addressee = match found {
         Ok(addressee) => addressee,
         Err(refusal) => return Ok(refused(refusal)),
     };
     if enqueue.ttl_secs == 0 {
         // Now or never; the leader does not log these. One that came here all the same finds nobody.
-        count::add(&mut draft.rows, sender, &[Fate::Accepted, Fate::Expired])?;
+        count::add(draft, sender, &[Fate::Accepted, Fate::Expired])?;
         return Ok(accepted(&addressee));
     }
 
-    let mut mailbox = mailbox::all(&draft.rows, device)?;
-    mailbox.retain(|held| held.row.remaining_ms(draft.now_ms()) > 0);
-    overflow::trim_written(draft, device, &mut mailbox, written, limits)?;
-    let row = row(enqueue, id, &addressee.registration, draft.now_ms());
-    match overflow::room(draft, device, sequence, &row, &mailbox, written, limits)? {
-        Room::Dropped => count::add(&mut draft.rows, sender, &[Fate::Accepted, Fate::Overflow])?,
+    let all = draft.warm.mailbox(&draft.rows, device)?;
+    let alive: Vec<&Brief> = all.iter().filter(|brief| brief.is_alive(now_ms)).collect();
+    let mailbox = overflow::trim_written(draft, device, &alive, written, limits)?;
+    let row = row(enqueue, id, &addressee.registration, now_ms);
+    match overflow::room(draft, device, sequence, &row, mailbox, written, limits)? {
+        Room::Dropped => count::add(draft, sender, &[Fate::Accepted, Fate::Overflow])?,
         Room::Yes => {
             let value = key::mailbox::encode(&row);
-            let bytes = mailbox.iter().map(|held| held.bytes).sum::<u64>() + value.len() as u64;
+            let bytes = mailbox.iter().map(|brief| brief.bytes).sum::<u64>() + value.len() as u64;
             if limits.device_bytes_max > 0 && bytes > limits.device_bytes_max {
                 return Ok(refused(Refusal::QuotaExceeded));
             }
-            count::add(&mut draft.rows, sender, &[Fate::Accepted])?;
+            // Nobody else holds the copy while the new row comes to it.
+            drop(alive);
+            drop(all);
+            count::add(draft, sender, &[Fate::Accepted])?;
             mailbox::store(draft, device, sequence, row, value);
         }
     }

@@ -31,9 +31,9 @@ pub(super) fn expire(draft: &mut Draft<'_>, expire: &Expire) -> Result<(), State
     let (from, to) = key::expiry::range(upto_ms);
     for (key, _) in draft.rows.scan(&from, &to, left)? {
         let (_, device, sequence) = message_key(&key)?;
-        let held = mailbox::get(&draft.rows, device, sequence)?;
-        let held = held.ok_or(StateError::Broken("a message that runs out is not there"))?;
-        mailbox::drop_row(draft, device, &held, Fate::Expired)?;
+        let brief = draft.warm.brief(&draft.rows, device, sequence)?;
+        let brief = brief.ok_or(StateError::Broken("a message that runs out is not there"))?;
+        mailbox::drop_row(draft, device, &brief, Fate::Expired)?;
         left -= 1;
     }
 

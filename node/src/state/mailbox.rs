@@ -14,12 +14,10 @@ use super::{
     draft::Draft,
     effect::Effect,
     rows::Rows,
+    warm::Brief,
 };
 use crate::store::key;
 pub use crate::store::key::mailbox::MailboxRow;
-
-/// Rows read at a time where all of a mailbox is read.
-const PAGE_ROWS: usize = 256;
 
 /// What waits for a device above `after`, in order, at most `limit` rows. Also what has just run out: look at
 /// [`MailboxRow::remaining_ms`].
@@ -32,69 +30,34 @@ pub fn waiting(
     after: Option<Sequence>,
     limit: usize,
 ) -> Result<Vec<(Sequence, MailboxRow)>, StateError> {
-    let held = page(rows, device, after, limit)?;
-    Ok(held.into_iter().map(|held| (held.sequence, held.row)).collect())
-}
-
-/// A row with its place and size.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) sequence: Sequence,
-    pub(super) row: MailboxRow,
-    /// Of the value as it is stored.
-    pub(super) bytes: u64,
-}
-
-/// All that waits for a device.
-pub(super) fn all(rows: &dyn Rows, device: DeviceTag) -> Result<Vec<Held>, StateError> {
-    let mut mailbox: Vec<Held> = Vec::new();
-    loop {
-        let page = page(rows, device, mailbox.last().map(|held| held.sequence), PAGE_ROWS)?;
-        let end = page.len() < PAGE_ROWS;
-        mailbox.extend(page);
-        if end {
-            return Ok(mailbox);
-        }
-    }
-}
-
-/// One row.
-pub(super) fn get(rows: &dyn Rows, device: DeviceTag, sequence: Sequence) -> Result<Option<Held>, StateError> {
-    let key = key::mailbox::key(device, sequence);
-    rows.get(&key)?.map(|value| held(sequence, &key, value)).transpose()
+    let (from, to) = key::mailbox::range(device, after);
+    let page = rows.scan(&from, &to, limit)?;
+    page.into_iter()
+        .map(|(key, value)| {
+            let misshapen = StateError::Broken("a mailbox key is misshapen");
+            let (_, sequence) = key::mailbox::decode_key(&key).ok_or(misshapen)?;
+            Ok((sequence, key::mailbox::decode(&key, value)?))
+        })
+        .collect()
 }
 
 /// Puts a row at the end of the mailbox.
 pub(super) fn store(draft: &mut Draft<'_>, device: DeviceTag, sequence: Sequence, row: MailboxRow, value: Bytes) {
+    draft.warm.enqueued(device, sequence, &row, value.len());
     draft.rows.put_fresh(key::mailbox::key(device, sequence), value);
     draft.rows.put_fresh(key::expiry::key(row.expiry_ms, device, sequence), Bytes::new());
     draft.effects.push(Effect::Enqueued { device_tag: device, sequence, row: Arc::new(row) });
 }
 
 /// Takes a row out and counts what became of it.
-pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, held: &Held, fate: Fate) -> Result<(), StateError> {
-    draft.rows.remove(key::mailbox::key(device, held.sequence));
-    draft.rows.remove(key::expiry::key(held.row.expiry_ms, device, held.sequence));
-    if !held.row.is_notice() {
-        count::add(&mut draft.rows, &held.row.sender, &[fate])?;
+pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, fate: Fate) -> Result<(), StateError> {
+    let sequence = row.sequence;
+    draft.warm.removed(device, sequence);
+    draft.rows.remove(key::mailbox::key(device, sequence));
+    draft.rows.remove(key::expiry::key(row.expiry_ms, device, sequence));
+    if !row.is_notice() {
+        count::add(draft, &row.kin.sender, &[fate])?;
     }
-    draft.effects.push(Effect::Removed { device_tag: device, sequence: held.sequence });
+    draft.effects.push(Effect::Removed { device_tag: device, sequence });
     Ok(())
-}
-
-fn page(rows: &dyn Rows, device: DeviceTag, after: Option<Sequence>, limit: usize) -> Result<Vec<Held>, StateError> {
-    let (from, to) = key::mailbox::range(device, after);
-    let page = rows.scan(&from, &to, limit)?;
-    page.into_iter()
-        .map(|(key, value)| {
-            let (_, sequence) =
-                key::mailbox::decode_key(&key).ok_or(StateError::Broken("a mailbox key is misshapen"))?;
-            held(sequence, &key, value)
-        })
-        .collect()
-}
-
-fn held(sequence: Sequence, key: &[u8], value: Bytes) -> Result<Held, StateError> {
-    let bytes = value.len() as u64;
-    Ok(Held { sequence, row: key::mailbox::decode(key, value)?, bytes })
 }

@@ -26,6 +26,7 @@ mod overlay;
 mod registry;
 mod rows;
 mod version;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ use crate::store::key::{self, BadRow};
 pub struct State {
     shard: key::shard::ShardRow,
     dedupe: dedupe::Dedupe,
+    warm: warm::Warm,
 }
 
 /// What an entry did.
@@ -114,7 +116,7 @@ impl State {
             None => key::shard::ShardRow::default(),
         };
         version::of(shard.version)?;
-        Ok(Self { shard, dedupe: dedupe::Dedupe::load(rows)? })
+        Ok(Self { shard, dedupe: dedupe::Dedupe::load(rows)?, warm: warm::Warm::default() })
     }
 
     /// Applies the entry at log `index` to `rows`, which hold all entries before it and nothing of this one.
@@ -124,19 +126,22 @@ impl State {
     pub fn apply(&mut self, rows: &dyn Rows, index: u64, entry: &Entry) -> Result<Applied, ApplyError> {
         let mut shard = self.shard;
         shard.time_ms = shard.time_ms.max(entry.shard_time_ms);
-        let mut draft = Draft::new(rows, shard);
+        let mut draft = Draft::new(rows, &self.warm, shard);
         let mut answers = Vec::with_capacity(entry.commands.len());
         for (position, command) in entry.commands.iter().enumerate() {
             let answer = self.command(&mut draft, index, position, command);
             answers.push(answer.map_err(|source| ApplyError { index, position, source })?);
         }
 
-        let Draft { mut rows, effects, answered, shard } = draft;
+        count::write(&mut draft);
+        let Draft { mut rows, warm, counts: _, effects, answered, shard } = draft;
+        let touched = warm.into_touched();
         if shard != self.shard {
             rows.put(key::shard::key(), key::shard::encode(&shard));
         }
         let mut writes = rows.into_writes();
         self.dedupe.take_over(answered, shard.time_ms, shard.dedupe_floor_ms, &mut writes);
+        self.warm.take_over(touched);
         self.shard = shard;
         Ok(Applied { answers, effects, writes })
     }

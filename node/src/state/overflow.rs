@@ -27,7 +27,8 @@ use super::{
     StateError,
     count::Fate,
     draft::Draft,
-    mailbox::{self, Held, MailboxRow},
+    mailbox::{self, MailboxRow},
+    warm::Brief,
 };
 use crate::store::key;
 
@@ -40,25 +41,25 @@ pub(super) enum Room {
     Dropped,
 }
 
-/// Keeps the written rows within their cap: the oldest go. What is left of `mailbox` stays in it.
-pub(super) fn trim_written(
+/// Keeps the written rows within their cap: the oldest go. What is left of `mailbox`, which is in the order of the sequences.
+pub(super) fn trim_written<'m>(
     draft: &mut Draft<'_>,
     device: DeviceTag,
-    mailbox: &mut Vec<Held>,
+    mailbox: &'m [&'m Brief],
     written: Option<Sequence>,
     limits: &Limits,
-) -> Result<(), StateError> {
-    let count = mailbox.partition_point(|held| Some(held.sequence) <= written);
-    let mut bytes: u64 = mailbox[..count].iter().map(|held| held.bytes).sum();
+) -> Result<&'m [&'m Brief], StateError> {
+    let count = mailbox.partition_point(|brief| Some(brief.sequence) <= written);
+    let mut bytes: u64 = mailbox[..count].iter().map(|brief| brief.bytes).sum();
     let mut excess = 0;
     while excess < count && (count - excess > limits.unacked_max as usize || bytes > limits.unacked_bytes_max) {
         bytes -= mailbox[excess].bytes;
         excess += 1;
     }
-    for held in mailbox.drain(..excess) {
-        mailbox::drop_row(draft, device, &held, Fate::Overflow)?;
+    for brief in &mailbox[..excess] {
+        mailbox::drop_row(draft, device, brief, Fate::Overflow)?;
     }
-    Ok(())
+    Ok(&mailbox[excess..])
 }
 
 /// Makes room for `row` above `written`, or drops it with all those of its kind that wait.
@@ -67,34 +68,30 @@ pub(super) fn room(
     device: DeviceTag,
     sequence: Sequence,
     row: &MailboxRow,
-    mailbox: &[Held],
+    mailbox: &[&Brief],
     written: Option<Sequence>,
     limits: &Limits,
 ) -> Result<Room, StateError> {
     if !row.message.collapse_key.is_empty() {
         return Ok(Room::Yes);
     }
-    let kind: Vec<&Held> = mailbox
+    let kind: Vec<&Brief> = mailbox
         .iter()
-        .filter(|held| Some(held.sequence) > written && held.row.message.collapse_key.is_empty())
-        .filter(|held| is_kin(&held.row, row))
+        .copied()
+        .filter(|brief| Some(brief.sequence) > written && !brief.is_collapsible && brief.kin.is_of(row))
         .collect();
-    let dropped_before = kind.iter().map(|held| held.row.message.total_deleted).max().unwrap_or(0);
+    let dropped_before = kind.iter().map(|brief| brief.total_deleted).max().unwrap_or(0);
     if dropped_before == 0 && kind.len() < limits.waiting_max as usize {
         return Ok(Room::Yes);
     }
-    let messages = kind.iter().filter(|held| !held.row.is_notice()).count() as u64;
-    for held in kind {
-        mailbox::drop_row(draft, device, held, Fate::Overflow)?;
+    let messages = kind.iter().filter(|brief| !brief.is_notice()).count() as u64;
+    for brief in kind {
+        mailbox::drop_row(draft, device, brief, Fate::Overflow)?;
     }
     let notice = notice(row, sequence, draft.now_ms(), dropped_before + messages + 1);
     let value = key::mailbox::encode(&notice);
     mailbox::store(draft, device, sequence, notice, value);
     Ok(Room::Dropped)
-}
-
-fn is_kin(a: &MailboxRow, b: &MailboxRow) -> bool {
-    a.sender == b.sender && a.message.application == b.message.application && a.message.subtype == b.message.subtype
 }
 
 /// `deleted_messages` in place of `row` and those before it. Its id is made from its place, which no other row ever has.

@@ -7,7 +7,7 @@
 //!
 //! Sources: device.md sections 3.2 and 4; gcm-http.md 6.7 to 6.9.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use martlet_proto::{
@@ -51,7 +51,7 @@ pub(super) struct Registration {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Addressee {
     /// The current registration.
-    pub(super) registration: Registration,
+    pub(super) registration: Arc<Registration>,
     /// Whether the token's own was superseded by it.
     pub(super) superseded: bool,
 }
@@ -64,20 +64,21 @@ impl Addressee {
 }
 
 /// Whom registration `id` means and whether `sender` may send to it, an application restricted to `package` (empty: any).
+/// `find` reads a registration of the device.
 pub(super) fn addressee(
-    rows: &dyn Rows,
+    mut find: impl FnMut(RegistrationId) -> Result<Option<Arc<Registration>>, StateError>,
     now_ms: u64,
-    device: DeviceTag,
     id: RegistrationId,
     sender: &str,
     package: &str,
 ) -> Result<Result<Addressee, Refusal>, StateError> {
-    let Some(addressed) = live(rows, now_ms, device, id)? else { return Ok(Err(Refusal::NotRegistered)) };
+    let mut live = |id| find(id).map(|found| found.filter(|found| is_live(&found.row, now_ms)));
+    let Some(addressed) = live(id)? else { return Ok(Err(Refusal::NotRegistered)) };
     let superseded = !is_current(&addressed.row);
     let registration = if superseded {
         let successor = RegistrationId::from_bytes(&addressed.row.superseded_by);
         let successor = successor.ok_or(StateError::Broken("a registration is superseded by no registration"))?;
-        match live(rows, now_ms, device, successor)? {
+        match live(successor)? {
             Some(registration) if is_current(&registration.row) => registration,
             Some(_) => return Err(StateError::Broken("a superseded registration points at another")),
             None => return Ok(Err(Refusal::NotRegistered)),
@@ -196,15 +197,16 @@ fn bury(
     }
     let ids: BTreeSet<RegistrationId> = victims.iter().map(|one| one.id).collect();
     let mut gone = 0;
-    for held in mailbox::all(&draft.rows, device)? {
-        if ids.contains(&held.row.registration_id()) {
+    for brief in draft.warm.mailbox(&draft.rows, device)?.iter() {
+        if ids.contains(&brief.registration) {
             if gone == rows_max {
                 return Ok(gone);
             }
-            mailbox::drop_row(draft, device, &held, Fate::Unregistered)?;
+            mailbox::drop_row(draft, device, brief, Fate::Unregistered)?;
             gone += 1;
         }
     }
+    draft.warm.registrations_changed(device);
     for victim in victims {
         draft.rows.remove(key::registration::key(device, victim.id));
         if let Some(due_ms) = due_ms(&victim.row) {
@@ -308,16 +310,11 @@ fn due_ms(row: &RegistrationRow) -> Option<u64> {
     own.into_iter().chain(superseded).min()
 }
 
-fn live(
-    rows: &dyn Rows,
-    now_ms: u64,
-    device: DeviceTag,
-    id: RegistrationId,
-) -> Result<Option<Registration>, StateError> {
+/// A registration, also a superseded one or one whose time has come.
+pub(super) fn get(rows: &dyn Rows, device: DeviceTag, id: RegistrationId) -> Result<Option<Registration>, StateError> {
     let key = key::registration::key(device, id);
     let Some(value) = rows.get(&key)? else { return Ok(None) };
-    let row = key::registration::decode(&key, value)?;
-    Ok(is_live(&row, now_ms).then_some(Registration { id, row }))
+    Ok(Some(Registration { id, row: key::registration::decode(&key, value)? }))
 }
 
 /// All registrations of a device, also superseded ones and those whose time has come, by id.
@@ -358,5 +355,6 @@ fn save(
             draft.rows.put(key::lapse::key(due_ms, device, id), Bytes::new());
         }
     }
+    draft.warm.registrations_changed(device);
     draft.rows.put(key::registration::key(device, id), key::registration::encode(row));
 }

@@ -54,6 +54,8 @@ fn a_bad_row_stops_the_replica() {
     shard.send(&app);
     let at = shard.places()[0];
     shard.rows.put_raw(key::mailbox::key(DeviceTag(PHONE), at), Bytes::from_static(b"\xff"));
+    // Started again, it has no copy of the row that was good.
+    shard.state = State::load(&shard.rows).unwrap();
     let operation = shard.tried_now(Kind::Enqueue(message(&app)));
     let send = shard.stamp(operation, None);
     assert!(matches!(fail(&mut shard, vec![send]).source, StateError::BadRow(_)));
