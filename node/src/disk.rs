@@ -28,8 +28,17 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Bytes that may still be written below `dir`.
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// How much room there is below `dir`.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+}
+
+/// Room of a file system, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// That may still be written.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// One open file.
@@ -84,9 +93,10 @@ impl Disk for RealDisk {
         File::open(dir)?.sync_all()
     }
 
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+    fn space(&self, dir: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(dir)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
     }
 }
 

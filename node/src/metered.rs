@@ -12,7 +12,7 @@ use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use crate::{
     clock::Clock,
-    disk::{Disk, DiskFile},
+    disk::{Disk, DiskFile, Space},
     metrics::Metrics,
 };
 
@@ -67,8 +67,8 @@ impl Disk for Metered {
         self.disk.sync_dir(dir)
     }
 
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.free_bytes(dir)
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        self.disk.space(dir)
     }
 }
 

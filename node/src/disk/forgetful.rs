@@ -10,13 +10,13 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, Space};
 
 /// What a write reaches the platter in.
 pub const SECTOR: usize = 512;
@@ -32,13 +32,36 @@ struct Inner {
     switches: Switches,
 }
 
-#[derive(Default)]
 struct Switches {
     syncs_fail: AtomicBool,
     writes_fail: AtomicBool,
     full: AtomicBool,
-    held: Mutex<bool>,
-    released: Condvar,
+    /// No more files than this.
+    files_max: AtomicUsize,
+    space: Mutex<Option<Space>>,
+    held: Mutex<Held>,
+    changed: Condvar,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Switches {
+            syncs_fail: AtomicBool::new(false),
+            writes_fail: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            files_max: AtomicUsize::new(usize::MAX),
+            space: Mutex::default(),
+            held: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Held {
+    holding: bool,
+    /// Syncs that wait.
+    waiting: usize,
 }
 
 #[derive(Default, Clone)]
@@ -100,15 +123,33 @@ impl ForgetfulDisk {
         self.0.switches.full.store(full, Ordering::SeqCst);
     }
 
+    /// There is room for this many files and no more; one that goes makes room for another.
+    pub fn fill_at(&self, files: usize) {
+        self.0.switches.files_max.store(files, Ordering::SeqCst);
+    }
+
+    /// What [`Disk::space`] says from now on; nothing is refused for it. Without it, room has no end until [`fill`](Self::fill).
+    pub fn set_space(&self, space: Space) {
+        *lock(&self.0.switches.space) = Some(space);
+    }
+
     /// Syncs wait until [`ForgetfulDisk::release`].
     pub fn hold(&self) {
-        *lock(&self.0.switches.held) = true;
+        lock(&self.0.switches.held).holding = true;
+    }
+
+    /// Waits until a sync waits because of [`ForgetfulDisk::hold`]: what it is to make durable is written, and not durable.
+    pub fn until_held(&self) {
+        let mut held = lock(&self.0.switches.held);
+        while held.waiting == 0 {
+            held = self.0.switches.changed.wait(held).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
     }
 
     /// Ends [`ForgetfulDisk::hold`].
     pub fn release(&self) {
-        *lock(&self.0.switches.held) = false;
-        self.0.switches.released.notify_all();
+        lock(&self.0.switches.held).holding = false;
+        self.0.switches.changed.notify_all();
     }
 
     /// Names of all files, sorted.
@@ -183,6 +224,9 @@ impl Disk for ForgetfulDisk {
             return Err(io::Error::new(io::ErrorKind::StorageFull, path.display().to_string()));
         }
         let mut names = lock(&self.0.names);
+        if names.live.len() >= self.0.switches.files_max.load(Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, path.display().to_string()));
+        }
         if names.live.contains_key(path) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, path.display().to_string()));
         }
@@ -225,8 +269,9 @@ impl Disk for ForgetfulDisk {
         Ok(())
     }
 
-    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
-        Ok(if self.0.switches.full.load(Ordering::SeqCst) { 0 } else { u64::MAX })
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let space = lock(&self.0.switches.space).unwrap_or(Space { free: u64::MAX, total: u64::MAX });
+        Ok(if self.0.switches.full.load(Ordering::SeqCst) { Space { free: 0, ..space } } else { space })
     }
 }
 
@@ -265,10 +310,14 @@ impl DiskFile for ForgetfulFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut held = lock(&self.disk.switches.held);
-        while *held {
-            held = self.disk.switches.released.wait(held).unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Switches { held, changed, .. } = &self.disk.switches;
+        let mut held = lock(held);
+        held.waiting += 1;
+        changed.notify_all();
+        while held.holding {
+            held = changed.wait(held).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+        held.waiting -= 1;
         drop(held);
         if self.disk.switches.syncs_fail.load(Ordering::SeqCst) {
             return Err(io::Error::other("sync failed on demand"));

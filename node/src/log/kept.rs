@@ -78,6 +78,36 @@ impl Kept {
         self.slots.push_back(Slot { at, place, payload: Some(payload) });
     }
 
+    /// Adds an entry before the first: it was copied forward out of a segment that is gone.
+    pub(super) fn push_front(&mut self, at: Index, payload: Bytes, place: Place) {
+        debug_assert!(self.slots.front().is_none_or(|first| first.at.index == at.index + 1));
+        if self.slots.is_empty() {
+            return self.push_unchecked(at, payload, Some(place));
+        }
+        // In memory are the newest: what comes before them is read from disk.
+        self.slots.push_front(Slot { at, place: Some(place), payload: None });
+    }
+
+    /// The first entry there is.
+    pub(super) fn first(&self) -> Option<Index> {
+        self.slots.front().map(|slot| slot.at)
+    }
+
+    /// The entry stands here as well; whether there is such an entry.
+    pub(super) fn moved(&mut self, at: Index, place: Place) -> Result<bool, String> {
+        let Some(slot) = self.position(at.index).and_then(|p| self.slots.get_mut(p)) else {
+            return match self.last().filter(|_| !self.slots.is_empty()) {
+                Some(last) if at.index > last.index => Err(format!("a copied entry {at} comes after the last, {last}")),
+                _ => Ok(false),
+            };
+        };
+        if slot.at != at {
+            return Err(format!("a copied entry {at} is not the one there, {}", slot.at));
+        }
+        slot.place = Some(place);
+        Ok(true)
+    }
+
     /// Whether there is no entry.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()

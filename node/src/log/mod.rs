@@ -2,20 +2,25 @@
 //!
 //! Knows nothing of Raft but what must survive: per group the entries, the vote, the committed index, the purge point. One
 //! thread (`writer`) drains what all groups have queued: one write, one fdatasync, then all callbacks. The bytes are
-//! `record`s in `segment`s; `recover` judges what a start finds; `kept` is what is known in memory; `group` is what
-//! Raft uses.
+//! `record`s in `segment`s; `recover` judges what a start finds; `kept` is what is known in memory, `written` what is on disk;
+//! `group` is what Raft uses.
+//!
+//! The log is cleaned from its old end: `clean` decides which segments go, who is to be checkpointed first ([`Log::pins`]) and
+//! what little is copied forward; `janitor`, a second thread, removes, reads what is to be copied, and keeps two spare segments
+//! allocated. The kept bytes are bounded by whoever asks [`Log::is_over_bound`] before it takes work; the log itself refuses
+//! nothing that Raft needs.
 //!
 //! The invariant: nothing is reported done before its bytes are synced, and nothing that was synced is ever silently missing.
-//!
-//! Not built yet: copying forward the entries of a group that pins the oldest segment (the record kind exists; small facts
-//! open every segment and pin nothing), a bound on the log's bytes, a second spare segment.
 
+mod clean;
 mod group;
+mod janitor;
 mod kept;
 mod record;
 mod recover;
 mod segment;
 mod writer;
+mod written;
 
 #[cfg(test)]
 mod tests;
@@ -30,14 +35,16 @@ use std::{
     },
 };
 
+pub use self::{clean::Pin, group::GroupLog, janitor::SPARES};
 use bytes::Bytes;
-pub use group::GroupLog;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::{
+    clean::Marks,
+    janitor::{Janitor, Yard},
     kept::Kept,
     segment::Segment,
-    writer::{Op, Queued, Writer},
+    writer::{Op, Queued, Writer, Writing},
 };
 use crate::disk::Disk;
 
@@ -126,6 +133,11 @@ pub struct LogConfig {
     pub drain_bytes: usize,
     /// Bytes of newest entries of each group kept in memory; older ones are read from disk. Default 8 MiB.
     pub cache_bytes: usize,
+    /// Bytes of segments in use above which groups that pin old ones are named ([`Log::pins`]). Default 512 MiB.
+    pub clean_bytes: u64,
+    /// Bytes of segments in use above which [`Log::is_over_bound`] says so. Halfway there from `clean_bytes` the last entries of
+    /// old segments are copied forward. Default 4 GiB.
+    pub kept_bytes_max: u64,
     /// Called after a failed write or sync.
     pub fatal: Fatal,
 }
@@ -138,6 +150,8 @@ impl LogConfig {
             segment_bytes: 64 << 20,
             drain_bytes: 4 << 20,
             cache_bytes: 8 << 20,
+            clean_bytes: 512 << 20,
+            kept_bytes_max: 4 << 30,
             fatal: Arc::new(|reason| {
                 tracing::error!(reason, "the log has failed: this process ends, so that nothing unsynced is promised");
                 std::process::abort()
@@ -209,9 +223,33 @@ struct Shared {
     /// No spare segment could be allocated.
     full: AtomicBool,
     failed: Mutex<Option<String>>,
+    yard: Yard,
+    pins: Mutex<Vec<Pin>>,
+    over_bound: AtomicBool,
 }
 
 impl Shared {
+    fn marks(&self) -> Marks {
+        Marks { ask: self.config.clean_bytes, bound: self.config.kept_bytes_max }
+    }
+
+    fn has_failed(&self) -> bool {
+        lock(&self.failed).is_some()
+    }
+
+    /// Nothing can be promised any more.
+    fn fail(&self, reason: &str) {
+        {
+            let mut failed = lock(&self.failed);
+            if failed.is_some() {
+                return;
+            }
+            *failed = Some(reason.to_owned());
+        }
+        (self.config.fatal)(reason);
+        self.yard.wake();
+    }
+
     fn all_caught_up(&self) -> bool {
         lock(&self.groups).values().all(|kept| lock(kept).caught_up)
     }
@@ -235,6 +273,7 @@ impl Log {
             );
         }
         let path = config.dir.display().to_string();
+        let spare_bytes = config.segment_bytes;
         let (queue, receiver) = mpsc::channel(QUEUE_ITEMS);
         let shared = Arc::new(Shared {
             config,
@@ -244,15 +283,22 @@ impl Log {
             behind: AtomicBool::new(found.behind),
             full: AtomicBool::new(false),
             failed: Mutex::default(),
+            yard: Yard::new(found.next_sequence, spare_bytes),
+            pins: Mutex::default(),
+            over_bound: AtomicBool::new(false),
         });
-        let writer = Writer::new(shared.clone(), receiver, &found);
+        let written = Writing::of(&found);
         let kept = found.groups.into_iter().map(|(group, kept)| (group, Arc::new(Mutex::new(kept))));
         *lock(&shared.groups) = kept.collect();
+        let io = |source| LogError::Io { path: path.clone(), source };
+        // Ends when the writer does, which awaits it.
+        let janitor = Janitor::new(shared.clone(), queue.downgrade());
+        let janitor =
+            std::thread::Builder::new().name("log-janitor".to_owned()).spawn(move || janitor.run()).map_err(io)?;
+        let mut writer = Writer::new(shared.clone(), receiver, janitor, written);
+        writer.plan();
         // Ends when the log is closed or its last handle is dropped; `close` waits for it.
-        std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| LogError::Io { path, source })?;
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.run()).map_err(io)?;
         Ok((Log { shared, queue, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }, found.recovered))
     }
 
@@ -284,9 +330,27 @@ impl Log {
         lock(&self.shared.segments).len() as u64
     }
 
-    /// The disk has no room for the next segment: refuse what would need it. It is tried again with every drain.
+    /// The disk has no room for another spare segment: refuse what can be refused, so that what is left serves votes, acks and
+    /// checkpoints. It is tried again all the time.
     pub fn is_full(&self) -> bool {
         self.shared.full.load(Ordering::SeqCst)
+    }
+
+    /// Spare segments that are allocated, at most [`SPARES`].
+    pub fn spares(&self) -> usize {
+        self.shared.yard.spares()
+    }
+
+    /// Which groups hold up the removal of old segments while the log is longer than [`LogConfig::clean_bytes`], and up to which
+    /// index each of them would have to be purged for the log to be shorter again: checkpoint those first. Empty when nothing is
+    /// to be done.
+    pub fn pins(&self) -> Vec<Pin> {
+        lock(&self.shared.pins).clone()
+    }
+
+    /// More is kept than [`LogConfig::kept_bytes_max`]: nothing could be removed or copied. Refuse what makes it grow.
+    pub fn is_over_bound(&self) -> bool {
+        self.shared.over_bound.load(Ordering::SeqCst)
     }
 }
 

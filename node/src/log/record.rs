@@ -7,6 +7,7 @@
 //! A drain is whole when its last record says so: a [`Kind::Seal`], or a [`Kind::End`], which is a drain of its own.
 
 use super::{GroupId, Index, Vote};
+use crate::bug::Bug;
 
 /// Every record begins at a multiple of this, so that a search for whole records behind a bad one takes these steps.
 pub(super) const ALIGN: usize = 8;
@@ -29,7 +30,8 @@ pub(super) enum Kind {
     Vote = 4,
     /// Known committed up to `at`; written along, never synced for.
     Committed = 5,
-    /// An entry of an idle group, copied forward. Not written yet; replay takes it for an entry it already has.
+    /// An entry copied forward out of a segment that is to go: the log has it already, here or in front of what it has of the
+    /// group. It never changes what follows it.
     CopiedAppend = 6,
     /// Opening record of a segment: the purge point as it stands.
     CopiedPurge = 7,
@@ -142,7 +144,7 @@ pub(super) fn whole(bytes: &[u8], salt: u64) -> Result<Record<'_>, &'static str>
     let body = bytes.get(FRAME..FRAME + len).ok_or("record longer than its segment")?;
     let padding = bytes.get(FRAME + len..size(len - FIXED)).ok_or("record longer than its segment")?;
     let kind = Kind::of(body[0]).ok_or("record of unknown kind")?;
-    if u32_at(bytes, 4) != Some(checksum(salt, body)) {
+    if u32_at(bytes, 4) != Some(checksum(salt, body)) && !Bug::ChecksumNotChecked.is_in() {
         return Err("record checksum does not match");
     }
     if padding.iter().any(|b| *b != 0) {

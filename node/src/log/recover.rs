@@ -4,6 +4,8 @@
 //!   It may have been a flipped bit in a synced record instead; that is why.
 //! - A bad record with a whole record of a later drain behind it, in an earlier segment, or in a log that was closed cleanly,
 //!   was once synced: refused with file and offset.
+//! - Entries that were copied forward stand behind what follows them, and what they were copied from may be gone. They are put
+//!   back in front of it; they never change what the log already has.
 //! - Bytes that a killed process had only written are still readable, and may never have reached the disk. So the last drain
 //!   is written anew into a segment of its own, synced, before anything is answered. The segment appears under its name only
 //!   then, and its header records the cut: what it replaces is not judged again.
@@ -16,12 +18,12 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    GroupId, LogConfig, LogError, Recovered,
+    GroupId, Index, LogConfig, LogError, Recovered,
     kept::{Kept, Place},
     record::{self, Kind, Parsed, Record},
     segment::{self, Cut, HEADER_BYTES, Header, Segment},
 };
-use crate::disk::Disk;
+use crate::{bug::Bug, disk::Disk};
 
 /// What the log goes on from.
 #[derive(Debug)]
@@ -61,8 +63,15 @@ pub(super) fn recover(config: &LogConfig, disk: &dyn Disk) -> Result<Found, LogE
             Failure::Damaged { offset, what } => LogError::Damaged { file: segment.name(), offset, what },
         })?;
     }
+    replay.join_copies()?;
     replay.check_gaps()?;
 
+    for (sequence, segment) in &all {
+        // Spares first: on a full disk the new segment takes their room.
+        if !in_chain.contains(sequence) && !segment.header.active {
+            disk.remove(&segment.path).map_err(io)?;
+        }
+    }
     let behind = replay.behind || tail.dropped.is_some();
     if tail.dropped.is_some() {
         for kept in replay.groups.values_mut() {
@@ -75,8 +84,8 @@ pub(super) fn recover(config: &LogConfig, disk: &dyn Disk) -> Result<Found, LogE
     for (sequence, segment) in &all {
         if in_chain.contains(sequence) && renewed.replaced != Some(*sequence) {
             segments.insert(*sequence, segment.clone());
-        } else {
-            // Spares, what the new segment replaces, and what an earlier start replaced before it was ended.
+        } else if segment.header.active {
+            // What the new segment replaces, and what an earlier start replaced before it was ended.
             disk.remove(&segment.path).map_err(io)?;
         }
     }
@@ -133,7 +142,7 @@ struct Tail {
 struct Owned {
     kind: Kind,
     group: GroupId,
-    at: super::Index,
+    at: Index,
     payload: Bytes,
 }
 
@@ -157,11 +166,27 @@ struct Replay {
     behind: bool,
     /// Groups whose first entry was not preceded by anything: the purge that explains it must come.
     gaps: BTreeMap<GroupId, (u64, String, u64)>,
+    /// Copied entries that the log does not have otherwise: they come before those in `groups`.
+    copies: BTreeMap<GroupId, BTreeMap<u64, Copied>>,
+}
+
+struct Copied {
+    at: Index,
+    payload: Bytes,
+    place: Place,
+    segment: String,
 }
 
 impl Replay {
     fn new(cache_bytes: usize, drain: u64) -> Replay {
-        Replay { groups: BTreeMap::new(), cache_bytes, drain, behind: false, gaps: BTreeMap::new() }
+        Replay {
+            groups: BTreeMap::new(),
+            cache_bytes,
+            drain,
+            behind: false,
+            gaps: BTreeMap::new(),
+            copies: BTreeMap::new(),
+        }
     }
 
     fn segment(&mut self, segment: &Segment, cut: Option<u64>, newest: bool) -> Result<Tail, Failure> {
@@ -229,7 +254,7 @@ impl Replay {
             let offset = (HEADER_BYTES + at) as u64;
             let place = Place { segment: segment.header.sequence, offset, size: record.size() as u32 };
             let payload = Bytes::copy_from_slice(record.payload);
-            if matches!(record.kind, Kind::Append | Kind::Truncate) {
+            if matches!(record.kind, Kind::Append | Kind::CopiedAppend | Kind::Truncate) {
                 owned.push(Owned { kind: record.kind, group: record.group, at: record.at, payload: payload.clone() });
             }
             self.apply(&record, payload, place, segment).map_err(|what| Failure::Damaged { offset, what })?;
@@ -249,22 +274,37 @@ impl Replay {
         }
         let kept = self.groups.entry(record.group).or_default();
         let at = record.at;
-        match record.kind {
-            Kind::Append if kept.purged.is_some_and(|purged| at.index <= purged.index) => {}
-            Kind::CopiedAppend if kept.last().is_some_and(|last| at.index <= last.index) => {}
-            Kind::Append | Kind::CopiedAppend if kept.is_empty() => {
-                // Whatever was before went with its segment; then a purge of at least that much follows.
+        let kind = match record.kind {
+            Kind::CopiedAppend if Bug::CopyForwardTruncates.is_in() => {
+                kept.truncate(at.index);
+                Kind::Append
+            }
+            kind => kind,
+        };
+        match kind {
+            Kind::Append | Kind::CopiedAppend if kept.purged.is_some_and(|purged| at.index <= purged.index) => {}
+            Kind::CopiedAppend => {
+                if !kept.moved(at, place).map_err(|why| format!("{}: {why}", record.group))? {
+                    let copied = Copied { at, payload, place, segment: segment.name() };
+                    self.copies.entry(record.group).or_default().insert(at.index, copied);
+                }
+            }
+            Kind::Append if kept.is_empty() => {
+                // Whatever was before went with its segment; then a copy of it or a purge of at least that much follows.
                 let due = kept.purged.map_or(1, |purged| purged.index + 1);
                 if at.index > due {
                     self.gaps.insert(record.group, (at.index - 1, segment.name(), place.offset));
                 }
                 kept.push_first(at, payload, place);
             }
-            Kind::Append | Kind::CopiedAppend => {
+            Kind::Append => {
                 kept.push(at, payload, Some(place)).map_err(|why| format!("{}: {why}", record.group))?;
             }
             Kind::Truncate => {
                 kept.truncate(at.index);
+                if let Some(copies) = self.copies.get_mut(&record.group) {
+                    copies.split_off(&at.index);
+                }
                 // What a gap was found before may be gone too: then only what lies before the truncation must be explained, and
                 // nothing when that is the beginning.
                 if let Some((before, ..)) = self.gaps.get_mut(&record.group)
@@ -278,7 +318,12 @@ impl Replay {
                     }
                 }
             }
-            Kind::Purge | Kind::CopiedPurge => kept.purge(at),
+            Kind::Purge | Kind::CopiedPurge => {
+                kept.purge(at);
+                if let Some(copies) = self.copies.get_mut(&record.group) {
+                    *copies = copies.split_off(&(at.index + 1));
+                }
+            }
             Kind::Vote => kept.vote = Some(record.vote()),
             Kind::CopiedVote => {
                 let copied = record.vote();
@@ -294,9 +339,30 @@ impl Replay {
         Ok(())
     }
 
+    /// Puts copied entries where they belong: without a gap before what the log has of their group.
+    fn join_copies(&mut self) -> Result<(), LogError> {
+        for (group, copies) in std::mem::take(&mut self.copies) {
+            let kept = self.groups.entry(group).or_default();
+            for (index, Copied { at, payload, place, segment }) in copies.into_iter().rev() {
+                let next =
+                    kept.first().map(|first| first.index).or(self.gaps.get(&group).map(|(before, ..)| before + 1));
+                if next.is_some_and(|next| next != index + 1) {
+                    let what = format!("{group}: a copied entry {at} stands before index {next:?}");
+                    return Err(LogError::Damaged { file: segment, offset: place.offset, what });
+                }
+                kept.push_front(at, payload, place);
+                self.gaps.insert(group, (index.saturating_sub(1), segment, place.offset));
+            }
+            kept.shrink(self.cache_bytes);
+        }
+        Ok(())
+    }
+
     fn check_gaps(&self) -> Result<(), LogError> {
         for (group, (before, file, offset)) in &self.gaps {
-            if self.groups.get(group).and_then(|kept| kept.purged).is_none_or(|purged| purged.index < *before) {
+            if *before > 0
+                && self.groups.get(group).and_then(|kept| kept.purged).is_none_or(|purged| purged.index < *before)
+            {
                 return Err(LogError::Damaged {
                     file: file.clone(),
                     offset: *offset,
@@ -363,13 +429,13 @@ fn renew(
     let mut placed = Vec::new();
     for one in tail.last.iter().flat_map(|(_, _, records)| records) {
         let purged = groups.get(&one.group).and_then(|kept| kept.purged);
-        if one.kind == Kind::Append && purged.is_some_and(|purged| one.at.index <= purged.index) {
+        if one.kind != Kind::Truncate && purged.is_some_and(|purged| one.at.index <= purged.index) {
             continue;
         }
         let record = Record { kind: one.kind, drain, group: one.group, at: one.at, payload: &one.payload };
         let offset = (HEADER_BYTES + records.len()) as u64;
         record.encode(header.salt, &mut records);
-        if one.kind == Kind::Append {
+        if one.kind != Kind::Truncate {
             placed.push((one.group, one.at, Place { segment: sequence, offset, size: record.size() as u32 }));
         }
     }
@@ -392,8 +458,8 @@ fn renew(
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Facts {
     pub(super) vote: Option<super::Vote>,
-    pub(super) committed: Option<super::Index>,
-    pub(super) purged: Option<super::Index>,
+    pub(super) committed: Option<Index>,
+    pub(super) purged: Option<Index>,
     pub(super) caught_up: bool,
 }
 
@@ -407,7 +473,7 @@ impl Facts {
 pub(super) fn opening(group: GroupId, facts: Facts, drain: u64, behind: bool, mut write: impl FnMut(Record<'_>)) {
     let plain = |kind, at| Record { kind, drain, group, at, payload: &[] };
     if let Some(vote) = facts.vote {
-        let at = super::Index { term: vote.term, index: vote.replica };
+        let at = Index { term: vote.term, index: vote.replica };
         write(Record { payload: &[u8::from(vote.committed)], ..plain(Kind::CopiedVote, at) });
     }
     if let Some(purged) = facts.purged {
@@ -417,11 +483,11 @@ pub(super) fn opening(group: GroupId, facts: Facts, drain: u64, behind: bool, mu
         write(plain(Kind::CopiedCommitted, committed));
     }
     if behind && facts.caught_up {
-        write(plain(Kind::CaughtUp, super::Index::default()));
+        write(plain(Kind::CaughtUp, Index::default()));
     }
 }
 
 /// The record that makes a drain whole.
 pub(super) fn seal(drain: u64) -> Record<'static> {
-    Record { kind: Kind::Seal, drain, group: GroupId(0), at: super::Index::default(), payload: &[] }
+    Record { kind: Kind::Seal, drain, group: GroupId(0), at: Index::default(), payload: &[] }
 }

@@ -161,7 +161,11 @@ impl Segment {
             if !records.is_empty() {
                 file.write_at(HEADER_BYTES as u64, records).map_err(CreateError::Again)?;
             }
-            file.sync_data().map_err(CreateError::Sync)?;
+            // A file system that allocates late says here that it is full; nothing was promised about this file.
+            file.sync_data().map_err(|e| match e.kind() {
+                io::ErrorKind::StorageFull => CreateError::Again(e),
+                _ => CreateError::Sync(e),
+            })?;
             disk.rename(&unfinished, &path).map_err(CreateError::Again)?;
             disk.sync_dir(dir).map_err(CreateError::Sync)?;
             Ok(file)
@@ -176,11 +180,10 @@ impl Segment {
         }
     }
 
-    /// Puts a spare into use; synced on return.
-    pub(super) fn activate(&mut self, previous: u64, first_drain: u64, catch_up: bool) -> io::Result<()> {
+    /// The header that puts a spare into use, once it is written and synced.
+    pub(super) fn activated(&mut self, previous: u64, first_drain: u64, catch_up: bool) -> Vec<u8> {
         self.header = Header { active: true, previous, first_drain, catch_up, ..self.header };
-        self.file.write_at(0, &self.header.encode())?;
-        self.file.sync_data()
+        self.header.encode()
     }
 
     /// Opens a file that [`names`] found.

@@ -4,9 +4,10 @@
 //! go never depends on what is still queued.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, atomic::Ordering},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -15,14 +16,17 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     Done, Entry, GroupId, Index, Shared, Vote,
+    clean::{Plan, plan},
     kept::{Kept, Place},
     lock,
     record::{self, Kind, Record},
-    recover::{Facts, Found, opening, seal},
-    segment::{CreateError, HEADER_BYTES, Segment},
+    recover::{Found, opening, seal},
+    segment::{HEADER_BYTES, Segment},
+    written::Written,
 };
+use crate::bug::Bug;
 
-/// Between two tries to allocate a segment on a full disk.
+/// Between two tries to write on a full disk.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// What a group's owner wants written.
@@ -36,6 +40,11 @@ pub(super) enum Op {
     Purge(Index),
     Vote(Vote),
     CaughtUp,
+    /// Entries that stood in segment `from` when they were read.
+    Copy {
+        from: u64,
+        entries: Vec<(GroupId, Entry)>,
+    },
     /// End mark; nothing follows.
     Close,
 }
@@ -54,6 +63,7 @@ impl Op {
     fn size(&self) -> usize {
         match self {
             Op::Append { entries, .. } => entries.iter().map(|entry| record::size(entry.payload.len())).sum(),
+            Op::Copy { entries, .. } => entries.iter().map(|(_, entry)| record::size(entry.payload.len())).sum(),
             Op::Vote(_) => record::size(1),
             Op::Truncate(_) | Op::Purge(_) | Op::CaughtUp => record::size(0),
             Op::Close => 0,
@@ -61,48 +71,21 @@ impl Op {
     }
 }
 
-/// A group as of what is written.
-#[derive(Default)]
-struct Written {
-    facts: Facts,
-    /// Where entries stand: (segment, index of the first of them in it), oldest first.
-    runs: VecDeque<(u64, u64)>,
-    last: Option<u64>,
+/// What a writer goes on from.
+pub(super) struct Writing {
+    groups: BTreeMap<GroupId, Written>,
+    current: Segment,
+    offset: u64,
+    next_drain: u64,
 }
 
-impl Written {
-    fn of(kept: &Kept) -> Written {
-        let mut written = Written { facts: Facts::of(kept), ..Written::default() };
-        for slot in kept.slots(0, u64::MAX) {
-            if let Some(place) = slot.place {
-                written.append(slot.at.index, place.segment);
-            }
-        }
-        written
-    }
-
-    fn append(&mut self, index: u64, segment: u64) {
-        if self.runs.back().is_none_or(|(last, _)| *last != segment) {
-            self.runs.push_back((segment, index));
-        }
-        self.last = Some(index);
-    }
-
-    fn truncate(&mut self, index: u64) {
-        while self.runs.back().is_some_and(|(_, first)| *first >= index) {
-            self.runs.pop_back();
-        }
-        self.last = if self.runs.is_empty() { None } else { index.checked_sub(1) };
-    }
-
-    fn purge(&mut self, at: Index) {
-        self.facts.purged = self.facts.purged.max(Some(at));
-        if self.last.is_none_or(|last| last <= at.index) {
-            self.runs.clear();
-            self.last = None;
-        }
-        while self.runs.get(1).is_some_and(|(_, first)| *first <= at.index + 1) {
-            self.runs.pop_front();
+impl Writing {
+    pub(super) fn of(found: &Found) -> Writing {
+        Writing {
+            groups: found.groups.iter().map(|(group, kept)| (*group, Written::of(kept))).collect(),
+            current: found.current.clone(),
+            offset: found.offset,
+            next_drain: found.next_drain,
         }
     }
 }
@@ -116,81 +99,77 @@ pub(super) struct Writer {
     current: Segment,
     offset: u64,
     next_drain: u64,
-    next_sequence: u64,
-    spare: Option<Segment>,
     buffer: Vec<u8>,
-    full: bool,
-    /// The sync of a new segment failed while nothing was to be written.
-    failed_idle: Option<io::Error>,
+    /// What is live in old segments changed since it was last planned what to clean.
+    unplanned: bool,
+    janitor: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, queue: mpsc::Receiver<Queued>, found: &Found) -> Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        queue: mpsc::Receiver<Queued>,
+        janitor: JoinHandle<()>,
+        from: Writing,
+    ) -> Writer {
+        let Writing { groups, current, offset, next_drain } = from;
         Writer {
-            groups: found.groups.iter().map(|(group, kept)| (*group, Written::of(kept))).collect(),
-            current: found.current.clone(),
-            offset: found.offset,
-            next_drain: found.next_drain,
-            next_sequence: found.next_sequence,
             shared,
             queue,
             carried: None,
-            spare: None,
+            groups,
+            current,
+            offset,
+            next_drain,
             buffer: Vec::new(),
-            full: false,
-            failed_idle: None,
+            unplanned: true,
+            janitor: Some(janitor),
         }
     }
 
     /// Until the log is closed or all handles are gone.
     pub(super) fn run(mut self) {
-        if let Err(e) = self.allocate_ahead() {
-            return self.fail(&e, Vec::new());
-        }
-        while let Some(batch) = self.gather() {
+        while let Some(mut batch) = self.gather() {
+            if Bug::AckBeforeFsync.is_in() {
+                let done = batch.iter_mut().filter_map(|queued| queued.done.take());
+                done.for_each(|done| done(Ok(())));
+            }
             let closing = batch.iter().any(|queued| matches!(queued.op, Op::Close));
             match self.drain(&batch) {
                 Ok(placed) => {
                     self.publish(placed);
-                    // Whoever closes may open the directory again at once: nothing touches it after the answer.
                     if closing {
+                        // Whoever closes may open the directory again at once: nothing touches it after the answer.
+                        self.end_janitor();
                         return finish(batch, || Ok(()));
                     }
                     finish(batch, || Ok(()));
-                    if let Err(e) = self.remove_purged().and_then(|()| self.allocate_ahead()) {
-                        return self.fail(&e, Vec::new());
-                    }
+                    self.plan();
                 }
-                Err(e) => return self.fail(&e, batch),
+                Err(Stop::Failed(e)) => return self.fail(&e, batch),
+                Err(Stop::Abandoned(e)) => {
+                    self.end_janitor();
+                    return finish(batch, || Err(io::Error::new(e.kind(), e.to_string())));
+                }
             }
         }
-        if let Some(e) = self.failed_idle.take() {
-            self.fail(&e, Vec::new());
-        }
+        self.end_janitor();
     }
 
-    /// The next item. While the disk is full it goes on trying to allocate: leaders refuse what would come, so that without this
-    /// nothing would ever be written again, and the log stay full with room on the disk.
-    fn first(&mut self) -> Option<Queued> {
-        while self.full {
-            match self.queue.try_recv() {
-                Ok(queued) => return Some(queued),
-                Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) => std::thread::sleep(FULL_RETRY),
-            }
-            if let Err(e) = self.allocate_ahead() {
-                self.failed_idle = Some(e);
-                return None;
-            }
+    fn end_janitor(&mut self) {
+        self.shared.yard.end();
+        if let Some(janitor) = self.janitor.take()
+            && janitor.join().is_err()
+        {
+            tracing::error!("the log's janitor panicked");
         }
-        self.queue.blocking_recv()
     }
 
     /// The next drain: waits for its first item, takes what is there up to the bound. Nothing follows a `Close`.
     fn gather(&mut self) -> Option<Vec<Queued>> {
         let first = match self.carried.take() {
             Some(carried) => carried,
-            None => self.first()?,
+            None => self.queue.blocking_recv()?,
         };
         let mut bytes = first.op.size();
         let mut batch = vec![first];
@@ -207,7 +186,10 @@ impl Writer {
         Some(batch)
     }
 
-    fn drain(&mut self, batch: &[Queued]) -> io::Result<Vec<Placed>> {
+    fn drain(&mut self, batch: &[Queued]) -> Result<Vec<Placed>, Stop> {
+        if let Some(reason) = lock(&self.shared.failed).clone() {
+            return Err(Stop::Failed(io::Error::other(reason)));
+        }
         let committed = self.take_committed();
         // Two seals: the end mark is a drain of its own.
         let needed =
@@ -231,11 +213,37 @@ impl Writer {
             self.write(Kind::End, GroupId(0), Index::default(), &[]);
             self.next_drain += 1;
         }
-        self.current.file.write_at(self.offset, &self.buffer)?;
+        self.write_at(&self.current, self.offset, &self.buffer)?;
         self.current.file.sync_data()?;
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(placed)
+    }
+
+    /// Writes bytes at their place. They were allocated, yet some file systems find no room for what is allocated: then the same
+    /// bytes are written again later. Nothing was synced and nothing promised.
+    fn write_at(&self, segment: &Segment, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
+        loop {
+            match segment.file.write_at(offset, bytes) {
+                Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                    self.given_up().map_or(Ok(()), Err)?;
+                    tracing::warn!(segment = segment.name(), error = %e, "the log waits for room on the disk");
+                    std::thread::sleep(FULL_RETRY);
+                }
+                Err(e) => return Err(Stop::Failed(e)),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// Why there is no use in waiting for room any more.
+    fn given_up(&self) -> Option<Stop> {
+        if let Some(reason) = lock(&self.shared.failed).clone() {
+            return Some(Stop::Failed(io::Error::other(reason)));
+        }
+        let gone =
+            || io::Error::new(io::ErrorKind::StorageFull, "the disk is full, and whoever wrote the log has gone");
+        self.queue.is_closed().then(|| Stop::Abandoned(gone()))
     }
 
     fn encode(&mut self, queued: &Queued, placed: &mut Vec<Placed>) {
@@ -251,11 +259,19 @@ impl Writer {
                     self.groups.entry(group).or_default().append(entry.at.index, segment);
                 }
             }
+            Op::Copy { from, entries } => {
+                self.unplanned = true;
+                for (group, entry) in entries {
+                    self.copy(*from, *group, entry, placed);
+                }
+            }
             Op::Truncate(index) => {
+                self.unplanned = true;
                 self.write(Kind::Truncate, group, Index { term: 0, index: *index }, &[]);
                 self.groups.entry(group).or_default().truncate(*index);
             }
             Op::Purge(at) => {
+                self.unplanned = true;
                 self.write(Kind::Purge, group, *at, &[]);
                 self.groups.entry(group).or_default().purge(*at);
             }
@@ -270,6 +286,20 @@ impl Writer {
             }
             Op::Close => {}
         }
+    }
+
+    /// Writes an entry again that is live and stands in `from` at this moment; one that was truncated, purged or rewritten since
+    /// it was read is left out.
+    fn copy(&mut self, from: u64, group: GroupId, entry: &Entry, placed: &mut Vec<Placed>) {
+        if !self.groups.get(&group).is_some_and(|written| written.stands_in(entry.at.index, from)) {
+            return;
+        }
+        let Some(kept) = lock(&self.shared.groups).get(&group).cloned() else { return };
+        let offset = self.offset + self.buffer.len() as u64;
+        let size = self.write(Kind::CopiedAppend, group, entry.at, &entry.payload);
+        let segment = self.current.header.sequence;
+        placed.push(Placed { kept, at: entry.at, place: Place { segment, offset, size: size as u32 } });
+        self.groups.entry(group).or_default().moved(entry.at.index, segment);
     }
 
     fn write(&mut self, kind: Kind, group: GroupId, at: Index, payload: &[u8]) -> usize {
@@ -290,68 +320,26 @@ impl Writer {
 
     /// Goes on in a new segment, which opens with the facts of every group and has room for `needed` bytes more. The opening
     /// records belong to the drain that is about to be written.
-    fn rotate(&mut self, needed: usize) -> io::Result<()> {
+    fn rotate(&mut self, needed: usize) -> Result<(), Stop> {
         let behind = self.shared.behind.load(Ordering::SeqCst) && !self.shared.all_caught_up();
-        let mut records: Vec<(GroupId, Facts)> = Vec::new();
+        let mut records = Vec::new();
         let mut room = HEADER_BYTES + needed;
         for (group, written) in &self.groups {
             records.push((*group, written.facts));
             opening(*group, written.facts, 0, behind, |record| room += record.size());
         }
-        let mut next = self.next_segment(room as u64)?;
-        next.activate(self.current.header.sequence, self.next_drain, behind)?;
+        let mut next = self.shared.yard.take(room as u64, || self.given_up())?;
+        let header = next.activated(self.current.header.sequence, self.next_drain, behind);
+        self.write_at(&next, 0, &header)?;
+        next.file.sync_data()?;
         self.shared.behind.store(behind, Ordering::SeqCst);
         lock(&self.shared.segments).insert(next.header.sequence, next.clone());
         self.current = next;
+        self.unplanned = true;
         self.offset = HEADER_BYTES as u64;
         for (group, facts) in records {
             let (salt, buffer) = (self.current.header.salt, &mut self.buffer);
             opening(group, facts, self.next_drain, behind, |record| record.encode(salt, buffer));
-        }
-        Ok(())
-    }
-
-    /// The spare, or a new one. On a full disk it waits: nothing is acknowledged meanwhile, and nothing is lost.
-    fn next_segment(&mut self, room: u64) -> io::Result<Segment> {
-        if let Some(spare) = self.spare.take_if(|spare| spare.header.allocated >= room) {
-            return Ok(spare);
-        }
-        loop {
-            match self.allocate(room) {
-                Ok(segment) => return Ok(segment),
-                Err(CreateError::Sync(e)) => return Err(e),
-                Err(CreateError::Again(e)) if self.queue.is_closed() => return Err(e),
-                Err(CreateError::Again(_)) => std::thread::sleep(FULL_RETRY),
-            }
-        }
-    }
-
-    fn allocate(&mut self, room: u64) -> Result<Segment, CreateError> {
-        let config = &self.shared.config;
-        let allocated = config.segment_bytes.max(room);
-        let made = Segment::create_spare(&*self.shared.disk, &config.dir, self.next_sequence, allocated);
-        let full = made.is_err();
-        if full != self.full {
-            self.full = full;
-            self.shared.full.store(full, Ordering::SeqCst);
-            match &made {
-                Err(e) => tracing::warn!(error = ?e, "the next log segment cannot be allocated"),
-                Ok(_) => tracing::info!("the log has room again"),
-            }
-        }
-        let made = made?;
-        self.next_sequence += 1;
-        Ok(made)
-    }
-
-    /// A full disk is not fatal: it is tried again after the next drain, and without fail when the segment is needed.
-    fn allocate_ahead(&mut self) -> io::Result<()> {
-        if self.spare.is_none() {
-            match self.allocate(0) {
-                Ok(spare) => self.spare = Some(spare),
-                Err(CreateError::Again(_)) => {}
-                Err(CreateError::Sync(e)) => return Err(e),
-            }
         }
         Ok(())
     }
@@ -364,31 +352,55 @@ impl Writer {
         }
     }
 
-    /// Removes segments that no group needs, oldest first, each durably before the next.
-    fn remove_purged(&mut self) -> io::Result<()> {
-        let needed = self.groups.values().filter_map(|written| written.runs.front()).map(|(segment, _)| *segment).min();
-        let needed = needed.unwrap_or(u64::MAX).min(self.current.header.sequence);
-        loop {
-            let oldest = lock(&self.shared.segments).first_key_value().map(|(_, segment)| segment.clone());
-            let Some(oldest) = oldest.filter(|segment| segment.header.sequence < needed) else { return Ok(()) };
-            if let Err(e) = self.shared.disk.remove(&oldest.path) {
-                tracing::warn!(error = %e, segment = oldest.name(), "a log segment that is not needed cannot be removed");
-                return Ok(());
-            }
-            self.shared.disk.sync_dir(&self.shared.config.dir)?;
-            lock(&self.shared.segments).remove(&oldest.header.sequence);
+    /// Decides what is to be cleaned, when something changed, and tells the janitor and whoever checkpoints.
+    pub(super) fn plan(&mut self) {
+        if !std::mem::take(&mut self.unplanned) {
+            return;
         }
+        let segments: Vec<_> = {
+            let segments = lock(&self.shared.segments);
+            segments.values().map(|segment| (segment.header.sequence, segment.header.allocated)).collect()
+        };
+        let groups = self.groups.iter().map(|(group, written)| (*group, written));
+        let Plan { needed, pins, copying, over_bound } =
+            plan(&segments, self.current.header.sequence, groups, self.shared.marks());
+        if self.shared.over_bound.swap(over_bound, Ordering::SeqCst) != over_bound {
+            let (segments, bound) = (segments.len(), self.shared.config.kept_bytes_max);
+            match over_bound {
+                true => {
+                    tracing::warn!(segments, bound, ?pins, "the log is longer than its bound: enqueues are refused")
+                }
+                false => tracing::info!(segments, bound, "the log is within its bound again"),
+            }
+        }
+        *lock(&self.shared.pins) = pins;
+        self.shared.yard.told(needed, copying);
     }
 
     /// Nothing can be promised any more: says so, then answers whoever still asks with the error.
     fn fail(mut self, e: &io::Error, batch: Vec<Queued>) {
-        let reason = format!("{}: {e}", self.current.name());
-        *lock(&self.shared.failed) = Some(reason.clone());
-        (self.shared.config.fatal)(&reason);
+        let failed = lock(&self.shared.failed).clone();
+        let reason = failed.unwrap_or_else(|| format!("{}: {e}", self.current.name()));
+        self.shared.fail(&reason);
+        self.end_janitor();
         finish(batch, || Err(io::Error::other(reason.clone())));
         while let Some(queued) = self.carried.take().or_else(|| self.queue.blocking_recv()) {
             finish(vec![queued], || Err(io::Error::other(reason.clone())));
         }
+    }
+}
+
+/// Why nothing more is written.
+enum Stop {
+    /// The disk failed: what it holds cannot be believed.
+    Failed(io::Error),
+    /// The disk is full and nobody waits any more: what was queued was never acknowledged.
+    Abandoned(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Stop {
+        Stop::Failed(e)
     }
 }
 

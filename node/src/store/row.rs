@@ -15,6 +15,7 @@ use super::{
     StoreError,
     engine::{Engine, Op},
 };
+use crate::bug::Bug;
 
 /// Longest content of a physical value, in bytes. sled splits a leaf at 17 rows and may merge two to 19; with this length such
 /// a leaf stays below a quarter of a segment (128 KiB), above which sled would write a file that it never syncs.
@@ -69,7 +70,7 @@ pub(super) fn wrap(form: Form, key: &[u8], content: &[u8]) -> Bytes {
 pub(super) fn unwrap(key: &[u8], value: &Bytes) -> Result<(Form, Bytes), &'static str> {
     let (Some(&form), Some(crc)) = (value.first(), value.get(1..5)) else { return Err("a value is too short") };
     let content = value.slice(5..);
-    if crc != checksum(form, key, &content).to_be_bytes() {
+    if crc != checksum(form, key, &content).to_be_bytes() && !Bug::ChecksumNotChecked.is_in() {
         return Err("a checksum does not match");
     }
     let form = match form {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    disk::{Disk, DiskFile, forgetful::ForgetfulDisk},
+    disk::{Disk, DiskFile, Space, forgetful::ForgetfulDisk},
     state::{Rows, Write},
 };
 
@@ -102,8 +102,8 @@ impl Disk for FusedDisk {
         self.0.sync_dir(dir)
     }
 
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.0.free_bytes(dir)
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        self.0.space(dir)
     }
 }
 

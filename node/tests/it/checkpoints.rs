@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use martlet_node::{
     clock::SystemClock,
-    disk::{Disk, DiskFile, RealDisk, forgetful::ForgetfulDisk},
+    disk::{Disk, DiskFile, RealDisk, Space, forgetful::ForgetfulDisk},
     state::State,
     store::{
         Mark, ShardStore, Store, StoreConfig, Which,
@@ -182,8 +182,8 @@ impl Disk for FusedDisk {
         self.0.sync_dir(dir)
     }
 
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.0.free_bytes(dir)
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        self.0.space(dir)
     }
 }
 

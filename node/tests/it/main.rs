@@ -4,6 +4,9 @@
 
 mod checkpoints;
 mod creation;
+mod damage;
+mod log;
+mod log_seeds;
 mod model;
 mod must_hold;
 mod nodes;

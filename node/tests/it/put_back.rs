@@ -23,3 +23,34 @@ fn put_back_a_checkpoint_without_a_redo_file_is_found() {
         "checkpoints::must_hold_a_crash_after_each_step_of_a_checkpoint_and_the_log_give_the_state_of_a_replica_that_did_not_crash",
     );
 }
+
+#[test]
+fn put_back_an_acknowledgement_before_the_fsync_is_found() {
+    assert_found(Bug::AckBeforeFsync, "log::promise_1_an_entry_is_acknowledged_only_when_a_power_cut_keeps_it");
+}
+
+#[test]
+fn put_back_a_vote_that_is_not_synced_is_found() {
+    assert_found(Bug::VoteNotSynced, "log::promise_1_a_vote_is_given_only_when_a_power_cut_keeps_it");
+}
+
+#[test]
+fn put_back_a_log_record_whose_checksum_is_not_checked_is_found() {
+    assert_found(
+        Bug::ChecksumNotChecked,
+        "damage::promise_5_a_bit_flipped_in_a_synced_entry_is_refused_with_its_place",
+    );
+}
+
+#[test]
+fn put_back_a_stored_row_whose_checksum_is_not_checked_is_found() {
+    assert_found(Bug::ChecksumNotChecked, "damage::promise_5_a_bit_flipped_in_a_stored_row_is_never_read");
+}
+
+#[test]
+fn put_back_a_copied_entry_that_truncates_is_found() {
+    assert_found(
+        Bug::CopyForwardTruncates,
+        "log::the_last_entries_of_an_idle_group_are_copied_forward_and_nothing_behind_them_is_lost",
+    );
+}
