@@ -1,23 +1,19 @@
 //! A cluster of processes on loopback: node processes, one gateway, all of the real executable.
 //!
-//! Owns the processes, their configuration files and their logs; they end with it. Each node has a directory of its own. Kills
-//! are SIGKILL: what a process had not made durable is gone.
+//! Owns the layout: ports, configuration files, directories (each node has one of its own), the order of the start. Leaves to
+//! [`process`](crate::process) how one of them is started, signalled and ended; they end with it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{app_server::Project, clock::RunClock, http::HttpClient, machine};
-
-/// Patience for a process to become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::{app_server::Project, clock::RunClock, machine, process::Process};
 
 /// How a local cluster is laid out.
 #[derive(Debug, Clone)]
@@ -36,17 +32,26 @@ pub struct Layout {
     pub gateway_extra: String,
 }
 
-/// One process of the cluster and how it is started.
-#[derive(Debug)]
-struct Process {
-    name: String,
-    role: &'static str,
-    config: PathBuf,
-    log: PathBuf,
-    /// Port of its health endpoints.
-    admin: u16,
-    child: Option<Child>,
+/// One process of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Member {
+    /// The node at this place, from 0.
+    Node(usize),
+    /// The gateway.
+    Gateway,
 }
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(at) => write!(f, "node-{}", at + 1),
+            Self::Gateway => f.write_str("gateway"),
+        }
+    }
+}
+
+/// Variables that each process of a cluster is started with, beyond those of this one.
+pub type Environments = BTreeMap<Member, Vec<(String, String)>>;
 
 /// A running cluster.
 #[derive(Debug)]
@@ -68,6 +73,14 @@ impl Cluster {
     /// # Errors
     /// When a process ends or does not become ready; its log is named.
     pub async fn start(layout: Layout) -> Result<Self> {
+        Self::start_with(layout, &Environments::new()).await
+    }
+
+    /// As [`Cluster::start`]; every start of a process gets its variables of `environments`.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_with(layout: Layout, environments: &Environments) -> Result<Self> {
         fs::create_dir_all(&layout.dir).with_context(|| format!("create {}", layout.dir.display()))?;
         let secret = layout.dir.join("secret");
         let seed = crate::app_server::digest(&format!("{}{}", RunClock::wall_micros(), std::process::id()));
@@ -87,7 +100,8 @@ impl Cluster {
                  [admin]\nlisten = \"127.0.0.1:{admin}\"\n\n{}\n",
                 layout.node_extra
             );
-            nodes.push(Process::new(&layout, format!("node-{id}"), "node", &text, admin)?);
+            let environment = environments.get(&Member::Node(at)).cloned().unwrap_or_default();
+            nodes.push(Process::new(&layout, format!("node-{id}"), "node", &text, admin, environment)?);
         }
         let seeds: Vec<String> = grpc.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let ca = layout.dir.join("ca");
@@ -99,7 +113,8 @@ impl Cluster {
             ca.join("server.key"),
             layout.gateway_extra
         );
-        let gateway = Process::new(&layout, "gateway".to_owned(), "gateway", &text, gateway_admin)?;
+        let environment = environments.get(&Member::Gateway).cloned().unwrap_or_default();
+        let gateway = Process::new(&layout, "gateway".to_owned(), "gateway", &text, gateway_admin, environment)?;
         let project = Project { sender_id: "900100200300".to_owned(), server_key: format!("key-{}", &seed[..32]) };
         let mut cluster = Self { nodes, gateway, grpc: grpc.to_vec(), http, mcs, project, layout };
         cluster.begin().await?;
@@ -210,6 +225,34 @@ impl Cluster {
         self.gateway.spawn(&self.layout)
     }
 
+    /// The process of a member.
+    #[must_use]
+    pub fn process(&self, member: Member) -> &Process {
+        match member {
+            Member::Node(at) => &self.nodes[at],
+            Member::Gateway => &self.gateway,
+        }
+    }
+
+    /// As [`Cluster::process`], to do something to it.
+    pub fn process_mut(&mut self, member: Member) -> &mut Process {
+        match member {
+            Member::Node(at) => &mut self.nodes[at],
+            Member::Gateway => &mut self.gateway,
+        }
+    }
+
+    /// Starts a member again and does not wait.
+    ///
+    /// # Errors
+    /// When the executable cannot be started.
+    pub fn start_member(&mut self, member: Member) -> Result<()> {
+        match member {
+            Member::Node(at) => self.nodes[at].spawn(&self.layout),
+            Member::Gateway => self.gateway.spawn(&self.layout),
+        }
+    }
+
     /// Waits until every process is ready.
     ///
     /// # Errors
@@ -231,7 +274,7 @@ impl Cluster {
     #[must_use]
     pub fn cpu_secs_each(&self) -> Vec<(String, f64)> {
         let each = self.processes().filter_map(|process| {
-            let pid = process.child.as_ref()?.id();
+            let pid = process.pid()?;
             Some((process.name.clone(), machine::cpu_secs(pid).ok()?))
         });
         each.collect()
@@ -262,91 +305,7 @@ impl Cluster {
     }
 
     fn pids(&self) -> impl Iterator<Item = u32> {
-        self.processes().filter_map(|process| process.child.as_ref()).map(Child::id)
-    }
-}
-
-impl Process {
-    fn new(layout: &Layout, name: String, role: &'static str, config: &str, admin: u16) -> Result<Self> {
-        let file = layout.dir.join(format!("{name}.toml"));
-        fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
-        let log = layout.dir.join(format!("{name}.log"));
-        Ok(Self { name, role, config: file, log, admin, child: None })
-    }
-
-    fn spawn(&mut self, layout: &Layout) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = Command::new(&layout.martlet)
-            .args([self.role, "--config", path(&self.config)?])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", layout.martlet.display()))?;
-        self.child = Some(child);
-        Ok(())
-    }
-
-    async fn wait(&mut self, probe: &str) -> Result<()> {
-        let http = HttpClient::new(&format!("http://127.0.0.1:{}", self.admin))?;
-        let clock = RunClock::begin();
-        loop {
-            let said = match http.get(probe).await {
-                Ok(answer) if answer.status == 200 => return Ok(()),
-                Ok(answer) => String::from_utf8_lossy(&answer.body).replace('\n', "; "),
-                Err(error) => format!("{error:#}"),
-            };
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-                bail!("{} ended with {status} before it was ready; its log is {}", self.name, self.log.display());
-            }
-            if clock.elapsed() > READY_TIMEOUT {
-                let log = self.log.display();
-                bail!("{} was not ready within {READY_TIMEOUT:?} ({said}); its log is {log}", self.name);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    fn kill(&mut self) -> Result<()> {
-        let child = self.child.as_mut().with_context(|| format!("{} is not running", self.name))?;
-        child.kill().with_context(|| format!("kill {}", self.name))?;
-        child.wait()?;
-        self.child = None;
-        Ok(())
-    }
-
-    async fn end(&mut self) -> Result<()> {
-        let Some(child) = self.child.as_mut() else { return Ok(()) };
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id is above 0")?;
-        kill_process(pid, Signal::TERM)?;
-        let clock = RunClock::begin();
-        loop {
-            match child.try_wait()? {
-                Some(status) if status.success() => break,
-                Some(status) => bail!("{} ended with {status}; its log is {}", self.name, self.log.display()),
-                None if clock.elapsed() > READY_TIMEOUT => {
-                    self.kill()?;
-                    bail!(
-                        "{} did not end within {READY_TIMEOUT:?} of SIGTERM; its log is {}",
-                        self.name,
-                        self.log.display()
-                    );
-                }
-                None => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-        self.child = None;
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Whoever ends early still leaves no process behind.
-        if let Some(child) = &mut self.child {
-            drop(child.kill());
-            drop(child.wait());
-        }
+        self.processes().filter_map(Process::pid)
     }
 }
 
@@ -369,6 +328,6 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-fn path(path: &Path) -> Result<&str> {
+pub(crate) fn path(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -16,7 +16,11 @@ use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 use martlet_proto::{device::mcs::DataMessageStanza, mcs::stanza::Stanza};
 use rustls::ClientConfig;
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -62,6 +66,22 @@ pub struct Device {
     pub token: String,
     /// Sent and not yet arrived.
     pub outstanding: AtomicUsize,
+    /// Whether it is to be on line.
+    wanted: watch::Sender<bool>,
+}
+
+impl Device {
+    /// Says whether it is to be on line, once its fleet has connected it: false drops its connection without a word, as a device
+    /// that leaves its network does.
+    pub fn want(&self, on_line: bool) {
+        self.wanted.send_replace(on_line);
+    }
+
+    /// Whether it is to be on line.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        *self.wanted.borrow()
+    }
 }
 
 /// What the devices saw, together.
@@ -209,7 +229,13 @@ async fn enroll(around: Surroundings, name: String) -> Result<Arc<Device>> {
         app: Some(APP.to_owned()),
     };
     around.recorder.record(around.clock.secs(), what);
-    Ok(Arc::new(Device { name, identity, token, outstanding: AtomicUsize::new(0) }))
+    Ok(Arc::new(Device { name, identity, token, outstanding: AtomicUsize::new(0), wanted: watch::Sender::new(true) }))
+}
+
+/// Waits until the device is to be on line, or not.
+async fn until(wanted: &mut watch::Receiver<bool>, on_line: bool) {
+    // An error means that the device is gone; the task that waits holds it.
+    drop(wanted.wait_for(|wanted| *wanted == on_line).await);
 }
 
 /// A message that was received and has no confirmed acknowledgement.
@@ -237,7 +263,12 @@ impl Task {
     async fn run(mut self) {
         let stop = self.stop.clone();
         let mut pause = RECONNECT_MIN;
+        let mut wanted = self.device.wanted.subscribe();
         for session in 1.. {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = until(&mut wanted, true) => {}
+            }
             let connection = tokio::select! { () = stop.cancelled() => return, opened = self.open() => opened };
             let Ok(connection) = connection else {
                 tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(pause) => {} }
@@ -249,7 +280,7 @@ impl Task {
             let device = self.device.name.clone();
             self.record(What::Connected { device: device.clone(), session: Some(session.clone()) });
             self.seen.on_line.fetch_add(1, Ordering::Relaxed);
-            self.serve(connection, &session, &stop).await;
+            self.serve(connection, &session, &stop, &mut wanted).await;
             self.seen.on_line.fetch_sub(1, Ordering::Relaxed);
             self.record(What::Disconnected { device, session: Some(session) });
             if stop.is_cancelled() {
@@ -266,8 +297,14 @@ impl Task {
         Connection::open(&self.around.mcs, Arc::clone(&self.around.tls), self.device.identity, ids).await
     }
 
-    /// Serves until the connection ends or the run does.
-    async fn serve(&mut self, mut connection: Connection, session: &str, stop: &CancellationToken) {
+    /// Serves until the connection ends, the device is not wanted on line, or the run ends.
+    async fn serve(
+        &mut self,
+        mut connection: Connection,
+        session: &str,
+        stop: &CancellationToken,
+        wanted: &mut watch::Receiver<bool>,
+    ) {
         let mut ack_at: Option<Instant> = None;
         let mut acked_len = 0;
         loop {
@@ -283,6 +320,7 @@ impl Task {
                     drop(connection.close().await);
                     return;
                 }
+                () = until(wanted, false) => return,
                 next = connection.next() => next,
                 () = deadline => {
                     let sent = if connection.owes_ack() { connection.stream_ack().await } else { connection.ping().await };

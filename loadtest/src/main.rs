@@ -1,5 +1,7 @@
 //! `martlet-loadtest`: drives a Martlet broker, measures it, and judges whether it kept its promises.
 
+mod faults_args;
+
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
@@ -7,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use martlet_loadtest::{
     app_server::Project,
     cluster::{Cluster, Layout},
+    faults::executable,
     scenario::{self, Broker, Kind, Plan},
 };
 
@@ -26,6 +29,8 @@ enum Scenario {
     Steady(Options),
     /// Messages for devices that are away; then all come at once.
     OfflineDrain(Options),
+    /// A cluster under load that is killed, paused, damaged, starved and lied to, round after round, as a seed says.
+    Faults(faults_args::FaultsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +101,11 @@ async fn run(cli: Cli) -> Result<bool> {
     let (kind, options) = match cli.scenario {
         Scenario::Steady(options) => (Kind::Steady, options),
         Scenario::OfflineDrain(options) => (Kind::OfflineDrain, options),
+        Scenario::Faults(args) => {
+            raise_descriptor_limit();
+            let scratch = Scratch::new(args.dir.clone())?;
+            return Box::pin(faults_args::run(args, &scratch.dir)).await;
+        }
     };
     raise_descriptor_limit();
     let registered = options.registered.unwrap_or(options.devices);
@@ -138,13 +148,7 @@ async fn started(options: &Options, scratch: &Scratch) -> Result<Broker> {
     if ![1, 3, 5].contains(&nodes) {
         bail!("--local-cluster {nodes}: 1, 3 or 5 nodes");
     }
-    let martlet = match &options.martlet {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("martlet"),
-    };
-    if !martlet.exists() {
-        bail!("{} is missing: build it with `cargo build --release`, or name it with --martlet", martlet.display());
-    }
+    let martlet = executable(options.martlet.as_deref())?;
     let layout = Layout {
         martlet,
         dir: scratch.dir.join("cluster"),

@@ -22,6 +22,7 @@ pub(super) fn judge(books: &Books, terms: &Terms, verdict: &mut Verdict) {
             None if op.dropped == Some(Recall) => {}
             None => {
                 verdict.lost += 1;
+                verdict.lost_ops.push(name.clone());
                 verdict.report("lost", format!("op {name}, acked at {acked:.3} s, never arrived"));
             }
         }

@@ -71,6 +71,8 @@ pub struct Verdict {
     pub delivered: usize,
     /// Acked ops that did not arrive and that nothing explains.
     pub lost: usize,
+    /// Their names.
+    pub lost_ops: Vec<String>,
     /// Acked ops that did not arrive because the limit of stored messages was passed.
     pub dropped_by_limit: usize,
     /// Deliveries beyond the first of each op: allowed, and counted.
