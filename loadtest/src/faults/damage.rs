@@ -54,6 +54,8 @@ struct Done {
     whole: Vec<u8>,
     /// The file after.
     damaged: Vec<u8>,
+    /// Copy of the store before, where the file belongs to it.
+    store: Option<PathBuf>,
 }
 
 /// What a node made of it.
@@ -116,13 +118,17 @@ impl Damage {
         let Some((file, offset)) = self.aim(data)? else { return Ok(None) };
         let whole = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         let at = usize::try_from(offset)?;
+        let store = matches!(self.family, Family::Store | Family::Base).then(|| data.with_extension("before"));
+        if let Some(copy) = &store {
+            copy_dir(&data.join("store"), copy)?;
+        }
         let mut damaged = whole.clone();
         match self.how {
             How::Flip => damaged[at] ^= 1 << self.draw.below(8),
             How::Cut => damaged.truncate(at),
         }
         rewrite(&file, &damaged, at)?;
-        Ok(Some(Done { file, offset, whole, damaged }))
+        Ok(Some(Done { file, offset, whole, damaged, store }))
     }
 
     /// Waits for what the node makes of it.
@@ -167,8 +173,16 @@ impl Damage {
         let Some(done) = &self.done else { return Ok(()) };
         let member = Member::Node(self.victim);
         let process = site.cluster.process_mut(member);
-        if process.ended()?.is_none() && process.pid().is_some() {
+        let served = process.ended()?.is_none() && process.pid().is_some();
+        if served {
             process.kill()?;
+        }
+        // sled rewrites its file while it looks at it. A node that ended at once has written nothing of its own to its store, so
+        // that all of it can be put back; one that served has, and an older store in its place would be damage, too.
+        if let (Some(copy), false) = (&done.store, served) {
+            let store = site.cluster.node_data(self.victim).join("store");
+            fs::remove_dir_all(&store).with_context(|| format!("remove {}", store.display()))?;
+            return copy_dir(copy, &store);
         }
         match fs::read(&done.file) {
             Ok(now) if now == done.damaged => {
@@ -209,6 +223,25 @@ fn files(dir: &Path, depth: usize) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Makes `to` a copy of the directory `from`, whatever it was before; synced, since the power may go next.
+fn copy_dir(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("remove {}", to.display()))?;
+    }
+    fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
+        let path = entry?.path();
+        let copy = to.join(path.file_name().context("an entry of a directory has a name")?);
+        if path.is_dir() {
+            copy_dir(&path, &copy)?;
+        } else {
+            fs::copy(&path, &copy).with_context(|| format!("copy {}", path.display()))?;
+            File::open(&copy)?.sync_all()?;
+        }
+    }
+    File::open(to)?.sync_all().with_context(|| format!("sync {}", to.display()))
 }
 
 /// Makes the file's content from `at` on that of `bytes`, in place: it stays the same file, with the same holes.
@@ -279,6 +312,7 @@ mod tests {
     fn a_flip_and_a_cut_are_undone_and_the_same_pick_aims_at_the_same_byte() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path();
+        let data = &data.join("node-1");
         fs::create_dir_all(data.join("store/sled")).unwrap();
         let file = data.join("store/sled/db");
         let whole: Vec<u8> = (0..5_000_u32).map(|n| if n < 100 { 0 } else { n as u8 | 1 }).collect();
@@ -292,6 +326,8 @@ mod tests {
                 assert!(done.offset >= 100, "zeros hold nothing");
                 rewrite(&file, &done.whole, usize::try_from(done.offset).unwrap()).unwrap();
                 assert_eq!(fs::read(&file).unwrap(), whole);
+                let copy = done.store.unwrap();
+                assert_eq!(fs::read(copy.join("sled/db")).unwrap(), whole, "the copy is from before");
                 offsets.push(done.offset);
             }
             assert_eq!(offsets[0], offsets[1]);
