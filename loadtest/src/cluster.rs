@@ -280,6 +280,32 @@ impl Cluster {
         each.collect()
     }
 
+    /// Resident memory of each process that runs, bytes, by name; the gateway is last.
+    #[must_use]
+    pub fn resident_bytes_each(&self) -> Vec<(String, u64)> {
+        let each = self.processes().filter_map(|process| {
+            let pid = process.pid()?;
+            Some((process.name.clone(), machine::resident_bytes(pid).ok()?))
+        });
+        each.collect()
+    }
+
+    /// Resident memory of the gateway, bytes; 0 when it is not running.
+    #[must_use]
+    pub fn gateway_resident_bytes(&self) -> u64 {
+        self.gateway.pid().and_then(|pid| machine::resident_bytes(pid).ok()).unwrap_or(0)
+    }
+
+    /// Ends the gateway in order and starts it anew, with memory as fresh as its connections are gone.
+    ///
+    /// # Errors
+    /// When it does not end cleanly, or does not become ready again.
+    pub async fn restart_gateway(&mut self) -> Result<()> {
+        self.gateway.end().await?;
+        self.gateway.spawn(&self.layout)?;
+        self.gateway.wait("/readyz").await
+    }
+
     /// Resident memory of all processes that run, bytes.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {

@@ -20,6 +20,7 @@ use martlet_proto::{
 use prost::Message as _;
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use serde::{Deserialize, Serialize};
@@ -98,7 +99,8 @@ async fn register_form(http: &HttpClient, identity: Identity, form: &str) -> Res
     }
 }
 
-/// TLS settings that trust the certificates of a PEM file and nothing else.
+/// TLS settings that trust the certificates of a PEM file and nothing else. Sessions are never resumed: one process stands for
+/// many devices, and none of them would have the session of another.
 ///
 /// # Errors
 /// When the file cannot be read or holds no certificate.
@@ -112,7 +114,9 @@ pub fn trusting(ca_file: &std::path::Path) -> Result<Arc<ClientConfig>> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
 }
 
 /// One MCS connection after login.

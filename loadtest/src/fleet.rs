@@ -95,6 +95,8 @@ pub struct Seen {
     pub on_line: AtomicUsize,
     /// Notices of overflow.
     pub notices: AtomicU64,
+    /// Arrived on a connection that is still open, and not confirmed as acknowledged.
+    pub unconfirmed: AtomicUsize,
     /// Whether arrivals are measured now.
     pub measuring: std::sync::atomic::AtomicBool,
 }
@@ -127,6 +129,8 @@ pub struct Fleet {
     tasks: TaskTracker,
     stop: CancellationToken,
     logins: Arc<Semaphore>,
+    /// How often all have left.
+    round: u32,
 }
 
 impl Fleet {
@@ -154,6 +158,7 @@ impl Fleet {
             arrivals: AtomicU64::new(0),
             on_line: AtomicUsize::new(0),
             notices: AtomicU64::new(0),
+            unconfirmed: AtomicUsize::new(0),
             measuring: false.into(),
         };
         Ok(Self {
@@ -163,6 +168,7 @@ impl Fleet {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             logins: Arc::new(Semaphore::new(PARALLEL_MAX)),
+            round: 0,
         })
     }
 
@@ -175,6 +181,7 @@ impl Fleet {
                 around: self.around.clone(),
                 stop: self.stop.clone(),
                 logins: Arc::clone(&self.logins),
+                round: self.round,
                 unacked: VecDeque::new(),
                 carried: Vec::new(),
             };
@@ -207,11 +214,23 @@ impl Fleet {
         self.devices.iter().map(|device| device.outstanding.load(Ordering::Relaxed)).sum()
     }
 
+    /// Messages that devices have and whose acknowledgement no frame of the server has confirmed yet.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.seen.unconfirmed.load(Ordering::Relaxed)
+    }
+
     /// Ends all connections and waits for them.
     pub async fn leave(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// The same devices after [`Fleet::leave`], none on line: they may connect again.
+    #[must_use]
+    pub fn come_back(self) -> Self {
+        Self { tasks: TaskTracker::new(), stop: CancellationToken::new(), round: self.round + 1, ..self }
     }
 }
 
@@ -254,6 +273,7 @@ struct Task {
     around: Surroundings,
     stop: CancellationToken,
     logins: Arc<Semaphore>,
+    round: u32,
     unacked: VecDeque<Unacked>,
     /// Named at the last login; kept until the server has confirmed something after it.
     carried: Vec<String>,
@@ -276,7 +296,7 @@ impl Task {
                 continue;
             };
             pause = RECONNECT_MIN;
-            let session = format!("{}/{session}", self.device.name);
+            let session = format!("{}/{}.{session}", self.device.name, self.round);
             let device = self.device.name.clone();
             self.record(What::Connected { device: device.clone(), session: Some(session.clone()) });
             self.seen.on_line.fetch_add(1, Ordering::Relaxed);
@@ -291,6 +311,7 @@ impl Task {
 
     async fn open(&mut self) -> Result<Connection> {
         let _slot = self.logins.acquire().await?;
+        self.seen.unconfirmed.fetch_sub(self.unacked.len(), Ordering::Relaxed);
         let open = self.unacked.drain(..).map(|message| message.persistent_id);
         self.carried.extend(open);
         let ids = self.carried.clone();
@@ -390,6 +411,7 @@ impl Task {
         if let Some(persistent_id) = data.persistent_id.clone() {
             let op = value("op").map(|send| op_of(send, &self.device.name));
             self.unacked.push_back(Unacked { stream_id, op, persistent_id });
+            self.seen.unconfirmed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -399,6 +421,7 @@ impl Task {
         }
         while self.unacked.front().is_some_and(|message| message.stream_id <= through) {
             let Some(message) = self.unacked.pop_front() else { return };
+            self.seen.unconfirmed.fetch_sub(1, Ordering::Relaxed);
             if message.op.is_some() {
                 self.record(What::DeviceAcked {
                     device: self.device.name.clone(),

@@ -31,6 +31,10 @@ enum Scenario {
     OfflineDrain(Options),
     /// A cluster under load that is killed, paused, damaged, starved and lied to, round after round, as a seed says.
     Faults(faults_args::FaultsArgs),
+    /// Devices that are connected and say nothing: memory of each connection, and what an empty cluster costs.
+    Idle(Options),
+    /// All devices log in at once, first with nothing stored, then with one message each: CPU of a login and of a drain.
+    Storm(Options),
 }
 
 #[derive(Debug, Args)]
@@ -41,7 +45,7 @@ struct Options {
     /// Registered devices; those beyond --devices stay offline. At least --devices.
     #[arg(long)]
     registered: Option<usize>,
-    /// Length of the measured window of `steady`, seconds.
+    /// Seconds: the measured window of `steady`; the quiet time of `idle`, without devices and again with them.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Requests a second, sent when they are due whatever became of those before; latency counts from then. Without it:
@@ -106,6 +110,8 @@ async fn run(cli: Cli) -> Result<bool> {
             let scratch = Scratch::new(args.dir.clone())?;
             return Box::pin(faults_args::run(args, &scratch.dir)).await;
         }
+        Scenario::Idle(options) => (Kind::Idle, options),
+        Scenario::Storm(options) => (Kind::Storm, options),
     };
     raise_descriptor_limit();
     let registered = options.registered.unwrap_or(options.devices);
@@ -129,11 +135,11 @@ async fn run(cli: Cli) -> Result<bool> {
         history: options.history.clone(),
         disk: scratch.dir.clone(),
     };
-    let broker = match &options.connection {
+    let mut broker = match &options.connection {
         Some(file) => running(file)?,
         None => started(&options, &scratch).await?,
     };
-    let report = scenario::run(&plan, &broker, options.json).await?;
+    let report = scenario::run(&plan, &mut broker, options.json).await?;
     if let Some(cluster) = broker.cluster {
         cluster.stop().await?;
     }

@@ -3,7 +3,10 @@
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 
-use crate::ledger::Verdict;
+use crate::{
+    ledger::Verdict,
+    scenario::{IdleFigures, StormFigures},
+};
 
 /// Violations that are shown; the rest is counted.
 const VIOLATIONS_SHOWN: usize = 20;
@@ -67,6 +70,12 @@ pub struct Report {
     pub fdatasync_per_s: f64,
     /// Resident memory of all server processes at the end of the window, bytes.
     pub server_rss_bytes: u64,
+    /// Of `idle` only; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<IdleFigures>,
+    /// Of `storm` only; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub storm: Option<StormFigures>,
     /// Rules of the ledger that were broken.
     pub violations: Vec<String>,
     /// Cores and processor.
@@ -131,7 +140,9 @@ impl Report {
             ("machine", self.machine.clone()),
             ("verdict", self.verdict.to_owned()),
         ];
-        for (name, value) in rows {
+        let own = self.idle.iter().flat_map(IdleFigures::rows).chain(self.storm.iter().flat_map(StormFigures::rows));
+        let (head, tail) = rows.split_at(1);
+        for (name, value) in head.iter().cloned().chain(own).chain(tail.iter().cloned()) {
             table.add_row([name.to_owned(), value]);
         }
         let violations: String = self.violations.iter().map(|violation| format!("\n  {violation}")).collect();

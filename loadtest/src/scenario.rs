@@ -2,7 +2,10 @@
 //!
 //! A run registers its devices, brings them on line, sends, waits until everything acked has arrived, and hands the history to
 //! the ledger. Owns the phases and the measured window; sends fewer than the limit of waiting messages to any device, so that the
-//! limit explains nothing.
+//! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections, have their files.
+
+mod idle;
+mod storm;
 
 use std::{
     path::PathBuf,
@@ -17,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{sync::Semaphore, task::JoinSet};
 
+pub use self::{idle::IdleFigures, storm::StormFigures};
 use crate::{
     app_server::{AppServer, Project, Sent, Target},
     clock::RunClock,
@@ -59,6 +63,22 @@ pub enum Kind {
     Steady,
     /// Messages for devices that are away; then all come at once.
     OfflineDrain,
+    /// Devices that are connected and say nothing.
+    Idle,
+    /// All devices log in again, first without and then with a message that waits.
+    Storm,
+}
+
+impl Kind {
+    /// Its name on the command line and in the report.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Steady => "steady",
+            Self::OfflineDrain => "offline-drain",
+            Self::Idle => "idle",
+            Self::Storm => "storm",
+        }
+    }
 }
 
 /// What a run is to do.
@@ -70,7 +90,7 @@ pub struct Plan {
     pub devices: usize,
     /// Registered devices, those on line included.
     pub registered: usize,
-    /// Measured window of `steady`.
+    /// Measured window of `steady`; quiet time of `idle`, once without devices and once with them.
     pub window: Duration,
     /// Requests a second; none: as fast as answers come.
     pub rate: Option<f64>,
@@ -109,7 +129,7 @@ pub struct Broker {
 ///
 /// # Errors
 /// When the broker could not be used at all; broken promises are in the report.
-pub async fn run(plan: &Plan, broker: &Broker, quiet: bool) -> Result<Report> {
+pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report> {
     let clock = RunClock::begin();
     let recorder = Arc::new(Recorder::new(plan.history.as_deref()).context("create --history")?);
     let http = HttpClient::new(&broker.http)?;
@@ -122,15 +142,31 @@ pub async fn run(plan: &Plan, broker: &Broker, quiet: bool) -> Result<Report> {
         recorder: Arc::clone(&recorder),
     };
     let fdatasync_per_s = machine::fdatasync_per_sec(&plan.disk, Duration::from_secs(1))?;
+    let empty = match plan.kind {
+        Kind::Idle => Some(idle::empty(plan, broker, quiet).await?),
+        Kind::Steady | Kind::OfflineDrain | Kind::Storm => None,
+    };
     let bar = progress(quiet, "registering", plan.registered);
     let fleet = Fleet::register(around, plan.registered, |done| bar.inc(done)).await?;
     bar.finish_and_clear();
+    if plan.kind == Kind::Idle
+        && let Some(cluster) = &mut broker.cluster
+    {
+        // What registrations left behind in its allocator would serve connections for nothing.
+        cluster.restart_gateway().await?;
+    }
     let app_server =
         AppServer { http, project: broker.project.clone(), payload_bytes: plan.payload_bytes, ttl_secs: None };
-    let run = Run { plan, broker, clock, recorder, fleet, app_server, sends: AtomicU64::new(0), quiet };
+    let mut run = Run { plan, broker, clock, recorder, fleet, app_server, sends: AtomicU64::new(0), quiet };
     let mut report = match plan.kind {
         Kind::Steady => run.steady().await?,
         Kind::OfflineDrain => run.offline_drain().await?,
+        Kind::Idle => run.idle(empty.unwrap_or_default()).await?,
+        Kind::Storm => {
+            let (back, report) = run.storm().await?;
+            run = back;
+            report
+        }
     };
     report.fdatasync_per_s = fdatasync_per_s;
     run.recorder.record(run.clock.secs(), What::End {});
@@ -161,6 +197,15 @@ struct Edge {
     arrived: u64,
     cpu_secs: f64,
     cpu_secs_each: Vec<(String, f64)>,
+}
+
+impl Edge {
+    /// CPU seconds of each process since an earlier edge, by name.
+    fn cpu_secs_since(&self, from: &Self) -> Vec<(String, f64)> {
+        let before =
+            |name: &str| from.cpu_secs_each.iter().find(|(other, _)| other == name).map_or(0.0, |(_, secs)| *secs);
+        self.cpu_secs_each.iter().map(|(name, secs)| (name.clone(), secs - before(name))).collect()
+    }
 }
 
 impl Run<'_> {
@@ -207,25 +252,7 @@ impl Run<'_> {
             bail!("--per-device: at most {}, below the limit of waiting messages", OUTSTANDING_MAX - 1);
         }
         let sending = Arc::new(Sending::default());
-        let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
-        let bar = progress(self.quiet, "storing", self.plan.devices * self.plan.per_device);
-        let slots = Arc::new(Semaphore::new(self.plan.senders));
-        let mut sends = JoinSet::new();
-        for _ in 0..self.plan.per_device {
-            for chunk in devices.chunks(self.plan.recipients) {
-                let slot = Arc::clone(&slots).acquire_owned().await?;
-                let (sender, chunk) = (self.sender(&sending, &devices), chunk.to_vec());
-                bar.inc(chunk.len() as u64);
-                sends.spawn(async move {
-                    let _slot = slot;
-                    sender.send(&chunk, None).await;
-                });
-            }
-        }
-        while let Some(done) = sends.join_next().await {
-            done.context("a sender panicked")?;
-        }
-        bar.finish_and_clear();
+        self.store(&sending, self.plan.per_device).await?;
         let from = self.edge(&sending);
         self.fleet.seen.measuring.store(true, Ordering::Relaxed);
         self.fleet.connect(0..self.plan.devices);
@@ -241,6 +268,30 @@ impl Run<'_> {
         Ok(report)
     }
 
+    /// Sends `per_device` messages to each device on line or to be, whatever becomes of them.
+    async fn store(&self, sending: &Arc<Sending>, per_device: usize) -> Result<()> {
+        let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
+        let bar = progress(self.quiet, "storing", self.plan.devices * per_device);
+        let slots = Arc::new(Semaphore::new(self.plan.senders));
+        let mut sends = JoinSet::new();
+        for _ in 0..per_device {
+            for chunk in devices.chunks(self.plan.recipients) {
+                let slot = Arc::clone(&slots).acquire_owned().await?;
+                let (sender, chunk) = (self.sender(sending, &devices), chunk.to_vec());
+                bar.inc(chunk.len() as u64);
+                sends.spawn(async move {
+                    let _slot = slot;
+                    sender.send(&chunk, None).await;
+                });
+            }
+        }
+        while let Some(done) = sends.join_next().await {
+            done.context("a sender panicked")?;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
     async fn bring_on_line(&self) -> Result<()> {
         let bar = progress(self.quiet, "connecting", self.plan.devices);
         self.fleet.connect(0..self.plan.devices);
@@ -250,8 +301,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Waits until everything acked has arrived, or nothing arrives any more.
-    async fn drain(&self, sending: &Sending) {
+    /// Waits until everything acked has arrived, or nothing arrives any more, and a little longer; the second of the run at
+    /// which the last arrival was seen.
+    async fn drain(&self, sending: &Sending) -> f64 {
         let expected = sending.acked.load(Ordering::Relaxed);
         let bar = progress(self.quiet, "draining", usize::try_from(expected).unwrap_or(usize::MAX));
         let arrived = || self.fleet.seen.arrivals.load(Ordering::Relaxed);
@@ -263,8 +315,22 @@ impl Run<'_> {
             }
             bar.set_position(last.0);
         }
+        let over = self.clock.secs();
         tokio::time::sleep(LINGER).await;
         bar.finish_and_clear();
+        over
+    }
+
+    /// Waits until every arrival's acknowledgement is confirmed.
+    async fn confirmed(&self, patience: Duration) -> Result<()> {
+        let begin = self.clock.elapsed();
+        while self.fleet.unconfirmed() > 0 {
+            if self.clock.elapsed() - begin > patience {
+                bail!("{} acknowledgements were not confirmed within {patience:?}", self.fleet.unconfirmed());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     fn sender(&self, sending: &Arc<Sending>, devices: &Arc<[Arc<Device>]>) -> Sender {
@@ -299,13 +365,8 @@ impl Run<'_> {
         let seconds = (to.at - from.at).max(f64::MIN_POSITIVE);
         let latency = self.fleet.seen.latency_micros.lock().unwrap_or_else(PoisonError::into_inner);
         let ms = |quantile: f64| to_f64(latency.value_at_quantile(quantile)) / 1_000.0;
-        let before =
-            |name: &str| from.cpu_secs_each.iter().find(|(other, _)| other == name).map_or(0.0, |(_, secs)| *secs);
         Report {
-            scenario: match self.plan.kind {
-                Kind::Steady => "steady",
-                Kind::OfflineDrain => "offline-drain",
-            },
+            scenario: self.plan.kind.name(),
             verdict: "broken",
             devices: self.plan.devices,
             registered: self.plan.registered,
@@ -319,11 +380,7 @@ impl Run<'_> {
             delivered_per_s: to_f64(to.arrived - from.arrived) / seconds,
             messages_per_server_cpu_s: 0.0,
             server_cpu_s: to.cpu_secs - from.cpu_secs,
-            server_cpu_s_each: to
-                .cpu_secs_each
-                .iter()
-                .map(|(name, secs)| (name.clone(), secs - before(name)))
-                .collect(),
+            server_cpu_s_each: to.cpu_secs_since(from),
             p50_ms: ms(0.5),
             p99_ms: ms(0.99),
             p999_ms: ms(0.999),
@@ -337,6 +394,8 @@ impl Run<'_> {
             dropped_by_limit: 0,
             fdatasync_per_s: 0.0,
             server_rss_bytes,
+            idle: None,
+            storm: None,
             violations: Vec::new(),
             machine: machine::name(),
         }
