@@ -11,10 +11,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Credentials, Doorkeeper, McsConfig, McsMetrics, conn};
+use super::{Credentials, Doorkeeper, McsConfig, McsMetrics, conn, stream::TlsStream};
 use crate::{attach::Attachments, clock::Clock};
 
 /// After a failed accept: descriptors become free as connections end.
@@ -63,7 +62,6 @@ impl Mcs {
         drain: CancellationToken,
     ) {
         let open = TaskTracker::new();
-        let acceptor = TlsAcceptor::from(tls);
         let accept = async {
             loop {
                 match listener.accept().await {
@@ -74,7 +72,7 @@ impl Mcs {
                         let slot =
                             Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
                         let connection =
-                            Arc::clone(&self).connection(socket, peer, acceptor.clone(), slot, drain.child_token());
+                            Arc::clone(&self).connection(socket, peer, Arc::clone(&tls), slot, drain.child_token());
                         open.spawn(connection);
                     }
                     Err(error) => {
@@ -96,7 +94,7 @@ impl Mcs {
         self: Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
-        acceptor: TlsAcceptor,
+        tls: Arc<rustls::ServerConfig>,
         slot: OwnedSemaphorePermit,
         drain: CancellationToken,
     ) {
@@ -107,7 +105,7 @@ impl Mcs {
         self.metrics.connections.inc();
         self.tune(&socket);
         // Boxed, as the session's: what only the handshake or the login needs is not to be paid for the life of a connection.
-        let handshake = Box::pin(acceptor.accept(socket));
+        let handshake = Box::pin(TlsStream::accept(tls, socket));
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(self.config.handshake_timeout, handshake) => Some(shaken),
             () = drain.cancelled() => None,

@@ -10,7 +10,9 @@
 //! | `session` | value: stream ids, the window of written messages, acks, what each frame means |
 //! | `heartbeat` | value: when to ping, when silence ends a connection |
 //! | `conn` | driver: moves bytes between socket, session and attachment |
-//! | `listener` | accept loop, TLS, drain |
+//! | `listener` | accept loop, drain |
+//! | `tls` | value: a device's TLS, which keeps no buffer while it is idle |
+//! | `stream` | driver: moves bytes between socket and `tls` |
 //! | `metrics` | instruments |
 //!
 //! Invariant: no byte of a client grows memory past the caps in `config`, and no stream id is reported to a device before
@@ -23,6 +25,8 @@ mod listener;
 pub mod login;
 pub mod metrics;
 pub mod session;
+mod stream;
+mod tls;
 
 use std::{fmt, net::IpAddr};
 
