@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::NoServerSessionStorage};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// Why the certificate cannot be served.
@@ -46,11 +46,15 @@ impl ServerTls {
         let chain: Vec<CertificateDer<'static>> =
             CertificateDer::pem_file_iter(cert_file).and_then(Iterator::collect).map_err(in_file(cert_file))?;
         let key = PrivateKeyDer::from_pem_file(key_file).map_err(in_file(key_file))?;
-        let mcs = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let mut http = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
-        let mut http = mcs.clone();
+        let mut mcs = http.clone();
+        // No tickets: a device reconnects after hours, perhaps elsewhere, and most of a handshake's cost is the key exchange,
+        // which a resumed one has as well.
+        mcs.send_tls13_tickets = 0;
+        mcs.session_storage = Arc::new(NoServerSessionStorage {});
         http.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { http: Arc::new(http), mcs: Arc::new(mcs) })
     }

@@ -37,21 +37,33 @@ const EVENTS_AT_ONCE: usize = 16;
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves a device from its first byte to the end of the connection.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mcs: &Mcs, stream: S, drain: CancellationToken) {
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mcs: &Mcs, stream: S, drain: &CancellationToken) {
+    // Boxed, both ends: what only they need is not to be paid for by every idle connection.
+    let Some((mut connection, early)) = Box::pin(begin(mcs, stream, drain)).await else { return };
+    let Err(ended) = connection.run(early, drain).await;
+    Box::pin(connection.end(ended)).await;
+}
+
+/// From the first byte to the session, and the frames that came early; none when it does not come to a session.
+async fn begin<'a, S: AsyncRead + AsyncWrite + Unpin>(
+    mcs: &'a Mcs,
+    stream: S,
+    drain: &CancellationToken,
+) -> Option<(Box<Connection<'a, S>>, Frames)> {
     let mut wire = Wire { stream, decoder: Decoder::of_client() };
     let wait = tokio::time::timeout(mcs.config.login_timeout, wire.first_frames());
     let first = tokio::select! {
         first = wait => first,
-        () = drain.cancelled() => return,
+        () = drain.cancelled() => return None,
     };
     let Ok(Ok(mut frames)) = first else {
         mcs.metrics.logins_missing.inc();
-        return;
+        return None;
     };
     let first = frames.remove(0);
     let judged = login::judge(wire.decoder.version(), first.as_ref().map_err(|error| *error), &*mcs.credentials);
     match judged {
-        Ok(login) => admit(mcs, wire, login, frames, drain).await,
+        Ok(login) => Some((admit(mcs, wire, login).await?, frames)),
         Err(Rejected { reason, answer }) => {
             mcs.metrics.rejected(reason);
             if let Some(answer) = answer {
@@ -59,6 +71,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mcs: &Mcs, stream: 
                 let _ = wire.write(&answer, mcs.config.write_timeout).await;
             }
             wire.end().await;
+            None
         }
     }
 }
@@ -67,11 +80,12 @@ async fn admit<S: AsyncRead + AsyncWrite + Unpin>(
     mcs: &Mcs,
     mut wire: Wire<S>,
     mut login: Login,
-    early: Frames,
-    drain: CancellationToken,
-) {
-    // Without a map there is no queue to attach to; the device comes back.
-    let Some(attachment) = mcs.attachments.open(login.tag) else { return wire.end().await };
+) -> Option<Box<Connection<'_, S>>> {
+    let Some(attachment) = mcs.attachments.open(login.tag) else {
+        // Without a map there is no queue to attach to; the device comes back.
+        wire.end().await;
+        return None;
+    };
     wire.decoder.logged_in();
     if !login.received.is_empty() {
         // Before the answer, which confirms them to the device, and before the attach, or they would be sent again.
@@ -84,22 +98,13 @@ async fn admit<S: AsyncRead + AsyncWrite + Unpin>(
     let answer = login.answer(mcs.clock.wall_ms(), mcs.config.heartbeat_interval);
     if wire.write(&answer, mcs.config.write_timeout).await.is_err() {
         mcs.metrics.lost.inc();
-        return;
+        return None;
     }
     mcs.metrics.logins.inc();
     mcs.metrics.sessions.inc();
     attachment.attach();
     let session = Session::new(&mcs.config, login.traits, mcs.clock.now());
-    let mut connection = Connection { mcs, wire, session, attachment, closing: None };
-    match connection.run(early, drain).await {
-        Err(Ended::Closed(reason)) => mcs.metrics.closed(reason),
-        Err(Ended::Lost) => drop(mcs.metrics.lost.inc()),
-    }
-    mcs.metrics.sessions.dec();
-    mcs.metrics.unacked_forgotten.inc_by(connection.session.forgotten());
-    // First, so that the node knows before a peer that takes its time is gone.
-    connection.attachment.end(connection.session.into_unsent_acks());
-    connection.wire.end().await;
+    Some(Box::new(Connection { mcs, wire, session, attachment, closing: None }))
 }
 
 /// Until the acks handed over are applied.
@@ -139,7 +144,7 @@ struct Connection<'a, S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// Until the device is gone, or either side ended.
-    async fn run(&mut self, early: Frames, drain: CancellationToken) -> Result<Infallible, Ended> {
+    async fn run(&mut self, early: Frames, drain: &CancellationToken) -> Result<Infallible, Ended> {
         self.frames(early).await?;
         let mut frame_since = None;
         loop {
@@ -176,6 +181,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 () = tokio::time::sleep_until(wake.into()) => self.woken(stalls_at).await?,
             }
         }
+    }
+
+    async fn end(self, ended: Ended) {
+        match ended {
+            Ended::Closed(reason) => self.mcs.metrics.closed(reason),
+            Ended::Lost => drop(self.mcs.metrics.lost.inc()),
+        }
+        self.mcs.metrics.sessions.dec();
+        self.mcs.metrics.unacked_forgotten.inc_by(self.session.forgotten());
+        // First, so that the node knows before a peer that takes its time is gone.
+        self.attachment.end(self.session.into_unsent_acks());
+        self.wire.end().await;
     }
 
     async fn woken(&mut self, stalls_at: Option<Instant>) -> Result<(), Ended> {

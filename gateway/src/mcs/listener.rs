@@ -111,7 +111,7 @@ impl Mcs {
             () = drain.cancelled() => None,
         };
         match shaken {
-            Some(Ok(Ok(stream))) => conn::serve(&self, Box::new(stream), drain).await,
+            Some(Ok(Ok(stream))) => conn::serve(&self, stream, &drain).await,
             Some(Ok(Err(_)) | Err(_)) => {
                 self.metrics.handshakes_failed.inc();
             }

@@ -33,9 +33,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     ///
     /// # Errors
     /// When the socket fails or ends, or the peer speaks no TLS that we do.
-    pub(super) async fn accept(config: Arc<ServerConfig>, io: IO) -> io::Result<Self> {
+    pub(super) async fn accept(config: Arc<ServerConfig>, io: IO) -> io::Result<Box<Self>> {
         let tls = Tls::new(config).map_err(io::Error::other)?;
-        let mut stream = Self { io, tls, closing: false };
+        let mut stream = Box::new(Self { io, tls, closing: false });
         while stream.tls.is_handshaking() {
             if !poll_fn(|cx| stream.poll_receive(cx)).await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -44,7 +44,7 @@ pub(super) struct Tls {
     pub(super) outgoing: BytesMut,
     /// The peer said that it sends no more.
     pub(super) peer_closed: bool,
-    failed: Option<Error>,
+    failed: Option<Box<Error>>,
 }
 
 impl fmt::Debug for Tls {
@@ -126,11 +126,11 @@ impl Tls {
     /// asked for nothing but the alert: it panics over the same bad bytes again.
     fn advance(&mut self, input: &mut [u8], wish: Wish<'_>) -> Result<usize, Error> {
         if let Some(error) = &self.failed {
-            return Err(error.clone());
+            return Err((**error).clone());
         }
         let advanced = self.advance_until_blocked(input, wish);
         if let Err(error) = &advanced {
-            self.failed = Some(error.clone());
+            self.failed = Some(Box::new(error.clone()));
             while self.rustls.wants_write() {
                 match self.rustls.process_tls_records(&mut []).state {
                     Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut self.outgoing, &mut data)?,
