@@ -1,7 +1,7 @@
 //! The instruments of a node: name, unit and meaning together.
 //!
-//! Labels come from closed sets; never a token, a sender, a message id. Counters are raised where the thing happens, gauges are
-//! sampled from the groups once a second.
+//! Labels come from closed sets; never a token, a sender, a message id. Counters are raised where the thing happens; gauges
+//! of the groups are sampled once a second, those of what is open or under way are true at every moment.
 
 use std::sync::atomic::AtomicU64;
 
@@ -87,6 +87,8 @@ pub struct Metrics {
     pub memtable_bytes: Gauge,
     /// Entries proposed to shards.
     pub proposals: Counter,
+    /// Entries with operations of gateways that were handed to Raft and whose outcome is not known yet.
+    pub proposals_unanswered: Gauge,
     /// Answers to operations.
     pub answers: Family<AnswerLabel, Counter>,
     /// Batches refused before they were proposed.
@@ -124,6 +126,7 @@ impl Default for Metrics {
             log_segments: Gauge::default(),
             memtable_bytes: Gauge::default(),
             proposals: Counter::default(),
+            proposals_unanswered: Gauge::default(),
             answers: Family::default(),
             refusals: Family::default(),
             deliveries: Counter::default(),
@@ -159,6 +162,11 @@ impl Metrics {
         r.register("log_segments", "Log segments that are kept", self.log_segments.clone());
         r.register_with_unit("memtable", "Changes since the last checkpoint", Unit::Bytes, self.memtable_bytes.clone());
         r.register("proposals", "Entries proposed to shards", self.proposals.clone());
+        r.register(
+            "proposals_unanswered",
+            "Entries with operations of gateways handed to Raft and not answered yet",
+            self.proposals_unanswered.clone(),
+        );
         r.register("answers", "Answers to operations", self.answers.clone());
         r.register("refusals", "Batches refused before they were proposed", self.refusals.clone());
         r.register("deliveries", "Messages handed to gateways", self.deliveries.clone());

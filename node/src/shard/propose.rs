@@ -16,6 +16,7 @@ use martlet_proto::{
     },
     tag::DeviceTag,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use prost::Message as _;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,24 @@ struct Landed {
     acks: Vec<(Arc<Link>, u64)>,
     batches: Vec<(Pending, usize)>,
     outcome: Result<Reply, ProposeError>,
+    /// Held until the answers are given.
+    _unanswered: Option<Unanswered>,
+}
+
+/// Counts a proposal with operations of gateways while it has no answer, whatever becomes of it.
+struct Unanswered(Gauge);
+
+impl Unanswered {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// What can be answered without the log.
@@ -260,8 +279,9 @@ impl Lead {
         }
         let entry = Entry { shard_time_ms: now_ms, commands };
         self.metrics.proposals.inc();
+        let unanswered = (!landing.is_empty()).then(|| Unanswered::new(&self.metrics.proposals_unanswered));
         let proposal = self.group.propose(entry.encode_to_vec().into());
-        let landed = move |outcome| Landed { bytes, acks: tickets, batches: landing, outcome };
+        let landed = move |outcome| Landed { bytes, acks: tickets, batches: landing, outcome, _unanswered: unanswered };
         Some(proposal.map(landed).boxed())
     }
 
@@ -283,7 +303,7 @@ impl Lead {
     }
 
     fn landed(&self, landed: Landed) {
-        let Landed { bytes, acks, batches, outcome } = landed;
+        let Landed { bytes, acks, batches, outcome, _unanswered } = landed;
         self.packer().ended(bytes);
         let applied = match outcome {
             Ok(Reply::Shard(answers)) => Ok(answers),

@@ -131,6 +131,7 @@ impl Directory for Map {
 struct Node {
     shards: Arc<Shards>,
     groups: Vec<Arc<Inner>>,
+    metrics: Arc<Metrics>,
     replies: Arc<Replies>,
     ids: AtomicU64,
 }
@@ -146,11 +147,12 @@ impl Node {
     }
 
     fn new(count: u16, settings: ShardSettings) -> Node {
+        let metrics = Arc::<Metrics>::default();
         let shards = Shards::new(ShardsConfig {
             settings,
             clock: Arc::new(SystemClock),
             directory: Arc::new(Map),
-            metrics: Arc::new(Metrics::default()),
+            metrics: Arc::clone(&metrics),
             is_full: Arc::new(|| false),
         });
         let open = |shard| {
@@ -168,7 +170,7 @@ impl Node {
             inner
         };
         let groups = (0..count).map(open).collect();
-        Node { shards, groups, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
+        Node { shards, groups, metrics, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
     }
 
     /// Returns when the shard has taken up its term: a gateway has been told so.
@@ -454,6 +456,29 @@ async fn what_was_proposed_by_a_leader_that_lost_its_place_is_unknown_and_what_w
     group.loses.store(true, Ordering::SeqCst);
     group.gate.send_replace(true);
     assert!(matches!(node.replies(1).await[0].outcome, Some(Outcome::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_proposal_is_counted_while_it_has_no_answer_and_no_longer() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    let unanswered = || node.metrics.proposals_unanswered.get();
+    assert_eq!(unanswered(), 0);
+    for loses in [false, true] {
+        let group = &node.groups[0];
+        group.gate.send_replace(false);
+        group.loses.store(loses, Ordering::SeqCst);
+        node.send(SHARD, vec![node.operation(enqueue("one", 60))]);
+        while unanswered() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(unanswered(), 1);
+        group.gate.send_replace(true);
+        node.replies(1).await;
+        while unanswered() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[tokio::test]
