@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
     sync::Arc,
     time::Instant,
 };
@@ -182,6 +183,12 @@ impl Attached {
     /// Whether no device is attached.
     pub fn is_empty(&self) -> bool {
         self.devices.is_empty()
+    }
+
+    /// Attached devices above `above` in the order of their tags, at most `most`.
+    pub fn devices_above(&self, above: Option<DeviceTag>, most: usize) -> Vec<DeviceTag> {
+        let from = above.map_or(Bound::Unbounded, Bound::Excluded);
+        self.devices.range((from, Bound::Unbounded)).map(|(device, _)| *device).take(most).collect()
     }
 
     /// Attaches a device, in the term in which the read check was made.

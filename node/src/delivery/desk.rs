@@ -123,6 +123,11 @@ impl Desk {
         })
     }
 
+    /// Attached devices above `above` in the order of their tags, at most `most`.
+    pub fn devices_above(&self, above: Option<DeviceTag>, most: usize) -> Vec<DeviceTag> {
+        self.lock().attached.devices_above(above, most)
+    }
+
     /// Highest sequence written to each of these devices.
     pub fn written_through(&self, devices: impl Iterator<Item = DeviceTag>) -> Vec<Option<Sequence>> {
         let counted = self.lock();

@@ -30,6 +30,7 @@ use super::{
     pack::Packer,
     propose::{Pending, PendingAck},
     settings::ShardSettings,
+    sight::Arrivals,
 };
 use crate::{
     clock::Clock,
@@ -69,6 +70,8 @@ pub(crate) struct Lead {
     pub(super) is_full: IsFull,
     pub(super) draining: CancellationToken,
     pub(super) packer: Mutex<Packer<Pending, PendingAck>>,
+    /// Devices that attached and whose last-seen day was not looked at yet.
+    pub(super) arrivals: Arrivals,
     /// Something may be proposed.
     pub(super) wake: Notify,
     /// Deliveries wait for the lease.
@@ -210,9 +213,10 @@ impl Lead {
             if !link.attach_ends(number) {
                 continue;
             }
+            let device = DeviceTag(attach.device_tag);
             let wanted = Wanted {
                 attach: number,
-                device: DeviceTag(attach.device_tag),
+                device,
                 session: attach.session,
                 credit: attach.credit_bytes,
                 written_through: Sequence::from_bytes(&attach.written_through),
@@ -225,7 +229,7 @@ impl Lead {
                 }
             };
             match attaching {
-                Attaching::Attached(_) => {}
+                Attaching::Attached(_) => self.arrivals.add(device),
                 Attaching::Superseded => {
                     self.refuse_attach(link, number, Why::Superseded(Superseded { attach: number }))
                 }

@@ -138,6 +138,20 @@ impl Replica {
         self.state().next_due_ms(&Seen(&*self.rows))
     }
 
+    /// Those of these devices that the state knows and was not told of on `day`.
+    pub fn not_seen_on(&self, day: u32, devices: Vec<DeviceTag>) -> Result<Vec<DeviceTag>, StateError> {
+        let _state = self.state();
+        let mut found = Vec::with_capacity(devices.len());
+        for device in devices {
+            let at = key::device::key(device);
+            let Some(value) = Seen(&*self.rows).get(&at)? else { continue };
+            if key::device::decode(&at, value)?.last_seen_day < day {
+                found.push(device);
+            }
+        }
+        Ok(found)
+    }
+
     /// Rows of a mailbox above `after`, in order, at most `limit`, and whether there are no more.
     pub fn waiting(
         &self,

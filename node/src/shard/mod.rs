@@ -2,7 +2,7 @@
 //!
 //! In the order of an operation: [`propose`] admits and stamps, [`pack`] decides what goes together, [`consensus`] is the group,
 //! [`machine`] applies, [`replies`] carries the answers back. [`lead`] turns a follower into a leader and back; [`time`] is its
-//! clock; [`shards`] holds all of them.
+//! clock; [`sight`] has last-seen days written; [`shards`] holds all of them.
 
 pub mod consensus;
 mod lead;
@@ -12,6 +12,7 @@ mod propose;
 pub mod replies;
 pub mod settings;
 pub mod shards;
+mod sight;
 pub mod time;
 
 #[cfg(test)]

@@ -4,9 +4,11 @@
 //! begins with every acknowledgement there is, so an enqueue never overtakes one; batches keep their order; what waits is bounded.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
+
+use martlet_proto::tag::DeviceTag;
 
 use super::settings::ShardSettings;
 
@@ -19,11 +21,16 @@ pub const BATCH_OPERATIONS_MAX: usize = 4_096;
 /// See [`BATCH_BYTES_MAX`].
 pub const ACKS_BYTES_MAX: usize = 1 << 20;
 
+/// Devices in one entry, and at most that wait for one, whose last-seen day is to be written: some 4 KiB.
+pub const SEEN_MAX: usize = 256;
+
 /// What goes into one entry.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pack<B, A> {
     /// First in the entry.
     pub acks: Vec<A>,
+    /// Devices that were here, with the day, after the acknowledgements.
+    pub seen: BTreeMap<DeviceTag, u32>,
     /// Whether what has run out is to be removed.
     pub expire: bool,
     /// In the order in which they came.
@@ -45,6 +52,8 @@ pub struct Packer<B, A> {
     queued_commands: usize,
     acks: Vec<A>,
     acks_bytes: usize,
+    seen: BTreeMap<DeviceTag, u32>,
+    /// When the first of the acknowledgements and devices seen came.
     oldest_ack: Option<Instant>,
     expire: bool,
     in_flight: usize,
@@ -85,6 +94,7 @@ impl<B, A> Packer<B, A> {
             queued_commands: 0,
             acks: Vec::new(),
             acks_bytes: 0,
+            seen: BTreeMap::new(),
             oldest_ack: None,
             expire: false,
             in_flight: 0,
@@ -115,6 +125,19 @@ impl<B, A> Packer<B, A> {
         Ok(())
     }
 
+    /// A device was here on `day`, as was found at `now`. It waits for company as an acknowledgement does; beyond the room it is dropped.
+    pub fn seen(&mut self, device: DeviceTag, day: u32, now: Instant) {
+        if self.seen.len() < SEEN_MAX {
+            self.seen.insert(device, day);
+            self.oldest_ack.get_or_insert(now);
+        }
+    }
+
+    /// How many more devices seen it takes.
+    pub fn seen_room(&self) -> usize {
+        SEEN_MAX - self.seen.len()
+    }
+
     /// Something has run out.
     pub fn expire(&mut self) {
         self.expire = true;
@@ -133,8 +156,13 @@ impl<B, A> Packer<B, A> {
         if self.batches.is_empty() && !acks_due && !self.expire {
             return None;
         }
-        let mut pack =
-            Pack { acks: self.take_acks(), expire: std::mem::take(&mut self.expire), batches: vec![], bytes: 0 };
+        let mut pack = Pack {
+            acks: self.take_acks(),
+            seen: std::mem::take(&mut self.seen),
+            expire: std::mem::take(&mut self.expire),
+            batches: vec![],
+            bytes: 0,
+        };
         let mut commands = 0;
         while let Some(first) = self.batches.front() {
             let fits = pack.bytes + first.bytes <= self.bounds.entry_bytes_max
@@ -171,6 +199,7 @@ impl<B, A> Packer<B, A> {
         self.queued_bytes = 0;
         self.queued_commands = 0;
         self.expire = false;
+        self.seen.clear();
         (self.batches.drain(..).map(|queued| queued.batch).collect(), self.take_acks())
     }
 
@@ -253,6 +282,22 @@ mod tests {
         packer.push(1, 10, 1).unwrap();
         let pack = packer.next(now).unwrap();
         assert_eq!((pack.acks, pack.batches), (vec![7, 8], vec![1]));
+    }
+
+    #[test]
+    fn devices_seen_go_with_the_next_entry_or_alone_once_each_and_are_bounded() {
+        let now = origin();
+        let mut packer = packer();
+        packer.seen(DeviceTag(1), 9, now);
+        packer.seen(DeviceTag(1), 9, now);
+        assert_eq!(packer.next(now), None);
+        let due = packer.deadline().unwrap();
+        assert_eq!(packer.next(due).unwrap().seen, BTreeMap::from([(DeviceTag(1), 9)]));
+        packer.ended(0);
+        (0..1_000).for_each(|device| packer.seen(DeviceTag(device), 9, now));
+        assert_eq!(packer.seen_room(), 0);
+        packer.push(1, 10, 1).unwrap();
+        assert_eq!(packer.next(now).unwrap().seen.len(), SEEN_MAX);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, task::Poll};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use martlet_proto::{
     cluster::{
-        command::{Acks, Command, DeviceAck, Entry, Expire, Stamped, command},
+        command::{Acks, Command, DeviceAck, Entry, Expire, Seen, Stamped, command},
         queue::{
             AckRefused, Acked, Answer, Answers, Batch, BatchReply, Message, Operation, Redirect, Refused, Unknown,
             answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
@@ -244,7 +244,7 @@ impl Lead {
 
     /// Stamps and proposes; `None` when it may not, and everything in it is answered.
     fn propose(&self, pack: Pack<Pending, PendingAck>) -> Option<Flight> {
-        let Pack { acks, expire, batches, bytes } = pack;
+        let Pack { acks, seen, expire, batches, bytes } = pack;
         // A lease that ended while they waited still lets the answer be definite.
         let allowed =
             self.may_propose().and_then(|()| self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect())));
@@ -266,6 +266,9 @@ impl Lead {
         }
         if !device_acks.is_empty() {
             commands.push(Command { kind: Some(command::Kind::Acks(Acks { acks: device_acks })) });
+        }
+        for (device, day) in seen {
+            commands.push(Command { kind: Some(command::Kind::Seen(Seen { device_tag: device.0, day })) });
         }
         if expire {
             let expire = Expire { upto_ms: now_ms, rows_max: self.settings.expire_rows_max };

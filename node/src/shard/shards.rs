@@ -1,6 +1,6 @@
 //! All shards of this node, and the links of gateways to them.
 //!
-//! Owns the tasks of each shard (lead, propose, read mailboxes) and of each gateway stream: they end when [`Shards::shutdown`] is
+//! Owns the tasks of each shard (lead, propose, read mailboxes and last-seen days) and of each gateway stream: they end when [`Shards::shutdown`] is
 //! called, which awaits them. Decides nothing about messages.
 
 use std::{
@@ -28,6 +28,7 @@ use super::{
     pack::Packer,
     replies::Replies,
     settings::ShardSettings,
+    sight::Arrivals,
 };
 use crate::{
     clock::Clock,
@@ -127,6 +128,7 @@ impl Shards {
             is_full: Arc::clone(&self.config.is_full),
             draining: self.draining.clone(),
             packer: Mutex::new(Packer::new(&self.settings)),
+            arrivals: Arrivals::default(),
             wake: Notify::new(),
             stalled: Notify::new(),
         });
@@ -134,6 +136,7 @@ impl Shards {
         self.tracker.spawn(Arc::clone(&lead).lead(end.clone()));
         self.tracker.spawn(Arc::clone(&lead).propose_all(end.clone()));
         self.tracker.spawn(Arc::clone(&lead).pull_all(end.clone()));
+        self.tracker.spawn(Arc::clone(&lead).see_all(end.clone()));
         let before = self.open.write().unwrap_or_else(PoisonError::into_inner).insert(shard, Open { lead, end });
         if let Some(before) = before {
             before.end.cancel();

@@ -1,15 +1,18 @@
 //! A shard in one process: the real state over rows in memory, behind a group that a test holds, loses and lets go.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use martlet_proto::{
     cluster::{
-        command::{Entry, command},
+        command::{Command, Entry, command},
         queue::{
             Ack, Attach, AttachBatch, Attached, Batch, BatchReply, Check, ControlReply, DeliverReply, Delivery,
             Enqueue, Hello, Led, Operation, Register, Session, Written, answer, batch_reply::Outcome, control_reply,
@@ -132,6 +135,7 @@ struct Node {
     shards: Arc<Shards>,
     groups: Vec<Arc<Inner>>,
     metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
     replies: Arc<Replies>,
     ids: AtomicU64,
 }
@@ -139,18 +143,18 @@ struct Node {
 impl Node {
     /// `count` shards, all led, their gates open.
     async fn leading(count: u16) -> Node {
-        let node = Node::new(count, ShardSettings::default());
+        let node = Node::new(count, ShardSettings::default(), Arc::new(SystemClock));
         for shard in 0..count {
             node.lead(shard, TERM).await;
         }
         node
     }
 
-    fn new(count: u16, settings: ShardSettings) -> Node {
+    fn new(count: u16, settings: ShardSettings, clock: Arc<dyn Clock>) -> Node {
         let metrics = Arc::<Metrics>::default();
         let shards = Shards::new(ShardsConfig {
             settings,
-            clock: Arc::new(SystemClock),
+            clock: Arc::clone(&clock),
             directory: Arc::new(Map),
             metrics: Arc::clone(&metrics),
             is_full: Arc::new(|| false),
@@ -170,7 +174,7 @@ impl Node {
             inner
         };
         let groups = (0..count).map(open).collect();
-        Node { shards, groups, metrics, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
+        Node { shards, groups, metrics, clock, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
     }
 
     /// Returns when the shard has taken up its term: a gateway has been told so.
@@ -197,8 +201,9 @@ impl Node {
 
     fn operation(&self, kind: operation::Kind) -> Operation {
         let number = self.ids.fetch_add(1, Ordering::SeqCst);
-        let id = (u128::from(SystemClock.wall_ms() * 1_000) << 64 | u128::from(number)).to_be_bytes();
-        Operation { id: id.to_vec().into(), first_try_ms: SystemClock.wall_ms(), kind: Some(kind) }
+        let now_ms = self.clock.wall_ms();
+        let id = (u128::from(now_ms * 1_000) << 64 | u128::from(number)).to_be_bytes();
+        Operation { id: id.to_vec().into(), first_try_ms: now_ms, kind: Some(kind) }
     }
 
     fn send(&self, shard: u32, operations: Vec<Operation>) {
@@ -479,6 +484,86 @@ async fn a_proposal_is_counted_while_it_has_no_answer_and_no_longer() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// Time from a noon on, and days more at once.
+#[derive(Debug)]
+struct TestClock {
+    began: Instant,
+    ahead: Mutex<Duration>,
+}
+
+impl TestClock {
+    fn new() -> Self {
+        Self { began: SystemClock.now(), ahead: Mutex::default() }
+    }
+
+    fn advance(&self, by: Duration) {
+        *self.ahead.lock().unwrap() += by;
+    }
+
+    fn since(&self) -> Duration {
+        (SystemClock.now() - self.began) + *self.ahead.lock().unwrap()
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Instant {
+        self.began + self.since()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        20_000 * DAY_MS + DAY_MS / 2 + u64::try_from(self.since().as_millis()).unwrap()
+    }
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Last-seen days that were proposed, in order.
+fn seen(entries: &[Entry]) -> Vec<(u64, u32)> {
+    let seen = |command: &Command| match command.kind {
+        Some(command::Kind::Seen(seen)) => Some((seen.device_tag, seen.day)),
+        _ => None,
+    };
+    entries.iter().flat_map(|entry| &entry.commands).filter_map(seen).collect()
+}
+
+#[tokio::test]
+async fn a_device_is_seen_when_it_attaches_and_daily_while_it_stays_and_never_twice_a_day() {
+    let clock = Arc::new(TestClock::new());
+    let brief = Duration::from_millis(2);
+    let settings = ShardSettings { expire_every: brief, ack_wait: brief, ..ShardSettings::default() };
+    let node = Node::new(1, settings, clock.clone());
+    let count = async |count| {
+        while seen(&node.entries(0)).len() < count {
+            tokio::time::sleep(brief).await;
+        }
+    };
+    node.lead(0, TERM).await;
+    node.register(SHARD).await;
+    let first = u32::try_from(clock.wall_ms() / DAY_MS).unwrap();
+    let link = node.link(1);
+    // One that the shard does not know is given no row.
+    let unknown = Attach { attach: 9, device_tag: DEVICE + 1, credit_bytes: 1 << 16, ..Attach::default() };
+    node.shards.attach(&link, AttachBatch { shard: SHARD, attaches: vec![unknown] }).await;
+    session(reply(&link).await);
+    let mine = session(node.attach(&link, 1, None).await);
+    tokio::time::sleep(10 * brief).await;
+
+    // It stays attached.
+    clock.advance(Duration::from_millis(DAY_MS));
+    count(1).await;
+    // It comes again on the same day.
+    session(node.attach(&link, 2, Some(mine)).await);
+    tokio::time::sleep(10 * brief).await;
+    // It is away for days.
+    node.shards.detach(&link, SHARD, 2);
+    clock.advance(Duration::from_millis(3 * DAY_MS));
+    tokio::time::sleep(10 * brief).await;
+    clock.advance(Duration::from_millis(DAY_MS));
+    session(node.attach(&link, 3, None).await);
+    count(2).await;
+    assert_eq!(seen(&node.entries(0)), [(DEVICE, first + 1), (DEVICE, first + 5)]);
 }
 
 #[tokio::test]

@@ -8,7 +8,13 @@ use martlet_proto::{cluster::command::Seen, message::Sequence, tag::DeviceTag};
 use super::{StateError, draft::Draft};
 use crate::store::key::{self, device::DeviceRow};
 
+/// A day, milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The day of a time in milliseconds since 1970.
+pub(crate) fn day(time_ms: u64) -> u32 {
+    u32::try_from(time_ms / DAY_MS).unwrap_or(u32::MAX)
+}
 
 /// Notes that a device was here.
 pub(super) fn seen(draft: &mut Draft<'_>, seen: &Seen) -> Result<(), StateError> {
@@ -48,7 +54,7 @@ pub(super) fn written_through(
 }
 
 fn today(draft: &Draft<'_>) -> u32 {
-    u32::try_from(draft.now_ms() / DAY_MS).unwrap_or(u32::MAX)
+    day(draft.now_ms())
 }
 
 fn save(draft: &mut Draft<'_>, device: DeviceTag, row: &DeviceRow) {

@@ -39,6 +39,7 @@ use martlet_proto::{
     message::Sequence,
 };
 
+pub(crate) use self::device::day;
 use self::draft::{Draft, refused};
 pub use self::{
     count::{CountRow, counters},
