@@ -1,8 +1,9 @@
 //! Moves what is old from memory and log to sled, and lets the log forget it.
 //!
-//! The store decides which shards are due; this drives it, once a second, early when the log has grown. What is checkpointed the group
-//! may purge; it keeps what a replica of its own still lacks, since snapshots between nodes are not built. The price: while a node is
-//! away, the others keep log for it, without a bound but the disk's.
+//! The store decides which shards are due; this drives it, once a second, and first those that hold up old segments of a log that
+//! has grown ([`crate::log::Log::pins`]). What is checkpointed the group may purge; it keeps what a replica of its own still lacks,
+//! since snapshots between nodes are not built. The price: while a node is away, the others keep log for it, up to
+//! `log.kept_bytes_max`: beyond it they refuse enqueues.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     parts::Parts,
+    replicas::Replica,
     store::{StoreError, Which},
 };
 
 /// Between two looks.
 const TICK: Duration = Duration::from_secs(1);
-/// Looks between two cycles that take everything because the log is long, and between two purges without a cycle: a peer may have
-/// caught up meanwhile.
+/// Looks between two purges without a cycle: a peer may have caught up meanwhile.
 const EVERY: u32 = 10;
 /// Longest one group's purge is waited for; it goes on next time.
 const PURGE_MAX: Duration = Duration::from_secs(5);
@@ -28,9 +29,7 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(),
     for tick in 1_u32.. {
         tokio::select! { () = end.cancelled() => return Ok(()), () = sleep(TICK) => {} }
         let now_and_then = tick % EVERY == 0;
-        // Not at every look: the log stays long while a peer is away, and then a checkpoint does not help.
-        let long = now_and_then && parts.log.bytes() > parts.config.log.checkpoint_bytes;
-        let moved = match cycle(&parts, if long { Which::All } else { Which::Due }).await {
+        let moved = match cycle(&parts, wanted(&parts)).await {
             Ok(moved) => moved,
             Err(error @ StoreError::Broken(_)) => return Err(error),
             Err(_) => false,
@@ -40,6 +39,17 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// What the next cycle takes: who holds up old segments of a log that is long comes first, if a checkpoint helps.
+fn wanted(parts: &Parts) -> Which {
+    let pins = parts.log.pins();
+    let pinning = |replica: &Replica| {
+        let pin = pins.iter().find(|pin| pin.group == replica.group.id());
+        pin.is_some_and(|pin| replica.rows.checkpointed().is_none_or(|at| at < pin.upto))
+    };
+    let pinning: Vec<_> = parts.replicas.all().iter().filter(|replica| pinning(replica)).map(|r| r.id).collect();
+    if pinning.is_empty() { Which::Due } else { Which::Replicas(pinning) }
 }
 
 /// One cycle; whether anything was moved. A failure is logged and counted: the log keeps what the store could not.
@@ -71,9 +81,11 @@ pub(crate) async fn cycle(parts: &Arc<Parts>, which: Which) -> Result<bool, Stor
 }
 
 async fn purge(parts: &Parts) {
+    let pins = parts.log.pins();
     for replica in parts.replicas.all() {
         let (group, upto) = (replica.group.id(), replica.checkpointed());
-        match timeout(PURGE_MAX, replica.group.purge_upto(upto)).await {
+        let pinned = pins.iter().find(|pin| pin.group == group).map_or(0, |pin| pin.upto);
+        match timeout(PURGE_MAX, replica.group.purge_upto(upto, pinned)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, %group, upto, "the log could not be purged"),
             Err(_) => tracing::warn!(%group, upto, "the purge of the log takes long"),

@@ -48,6 +48,11 @@ pub struct NodeConfig {
     /// Permits gRPC without TLS on an address other than loopback. Whoever reaches that port owns the cluster: only for
     /// networks that are closed by other means.
     pub insecure_grpc: bool,
+    /// Percent of the data disk that is kept for what frees memory and disk (acks, expiry, votes, checkpoints, purge): below it
+    /// sends and registrations are refused. Too little lets a full disk stop the node's shards; too much wastes disk.
+    pub disk_reserve_percent: u64,
+    /// The least reserve, bytes.
+    pub disk_reserve_bytes_min: u64,
     /// How long a drain may take before the node stops anyway. Short drains leave clients to retry; long ones hold up
     /// rollouts.
     #[serde(with = "humantime_serde")]
@@ -63,6 +68,8 @@ impl Default for NodeConfig {
             data: PathBuf::from("./martlet-data/node"),
             secret_file: PathBuf::from("./martlet-data/secret"),
             insecure_grpc: false,
+            disk_reserve_percent: 5,
+            disk_reserve_bytes_min: 256 << 20,
             drain_max: Duration::from_secs(20),
         }
     }
@@ -77,11 +84,15 @@ pub struct LogSection {
     /// Bytes of log that begin a checkpoint of everything, so that the log can shrink. Less: more rows reach sled that an ack
     /// would have spared it; more: a longer replay at a start.
     pub checkpoint_bytes: u64,
+    /// Most bytes of log that are kept. Halfway there from `checkpoint_bytes` the last entries of idle shards are copied out of
+    /// old segments; beyond the bound, leaders refuse enqueues. Less refuses sooner when a checkpoint or a peer is held up; more
+    /// takes disk and makes a restart longer.
+    pub kept_bytes_max: u64,
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, checkpoint_bytes: 512 << 20 }
+        Self { segment_bytes: 64 << 20, checkpoint_bytes: 512 << 20, kept_bytes_max: 4 << 30 }
     }
 }
 
@@ -113,6 +124,12 @@ impl Config {
         }
         if self.log.segment_bytes < SEGMENT_BYTES_MIN {
             return wrong("log.segment_bytes", "must be at least 1048576");
+        }
+        if self.log.kept_bytes_max < self.log.checkpoint_bytes.saturating_add(self.log.segment_bytes * 2) {
+            return wrong("log.kept_bytes_max", "must be at least log.checkpoint_bytes and two segments");
+        }
+        if self.node.disk_reserve_percent > 90 {
+            return wrong("node.disk_reserve_percent", "must be 90 or less");
         }
         if self.watch.keepalive.is_zero() || self.watch.lease < self.watch.keepalive * 2 {
             return wrong("watch.lease", "must be at least twice watch.keepalive, which must be longer than 0s");

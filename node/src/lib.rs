@@ -13,6 +13,7 @@ pub mod shard;
 pub mod state;
 pub mod store;
 
+pub mod admission;
 pub mod bug;
 pub mod clock;
 pub mod config;

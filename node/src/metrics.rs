@@ -60,6 +60,26 @@ pub struct RefusalLabel {
     pub reason: RefusalReason,
 }
 
+/// What was short when an operation was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Mark {
+    /// Memory for rows that are not yet in sled (`store.budget_bytes`).
+    Memory,
+    /// The disk is down to its reserve (`node.disk_reserve_percent`), or had no room for a log segment.
+    Disk,
+    /// The log is longer than its bound (`log.kept_bytes_max`).
+    Log,
+    /// Too much of the shard is proposed and not applied (`shard.uncommitted_bytes_max`).
+    Uncommitted,
+}
+
+/// Label of refusals for want of room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MarkLabel {
+    /// What was short.
+    pub mark: Mark,
+}
+
 /// All instruments of one node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -93,6 +113,14 @@ pub struct Metrics {
     pub answers: Family<AnswerLabel, Counter>,
     /// Batches refused before they were proposed.
     pub refusals: Family<RefusalLabel, Counter>,
+    /// Batches refused because something was short; also counted in `refusals`.
+    pub overloads: Family<MarkLabel, Counter>,
+    /// Waits of followers' replicas that did not apply because memory was short, one every 50 ms.
+    pub apply_waits: Gauge<u64, AtomicU64>,
+    /// Spare log segments that are allocated.
+    pub log_spares: Gauge,
+    /// Bytes free on the disk of the data directory.
+    pub disk_free: Gauge,
     /// Messages handed to gateways.
     pub deliveries: Counter,
     /// Acks taken from gateways.
@@ -129,6 +157,10 @@ impl Default for Metrics {
             proposals_unanswered: Gauge::default(),
             answers: Family::default(),
             refusals: Family::default(),
+            overloads: Family::default(),
+            apply_waits: Gauge::default(),
+            log_spares: Gauge::default(),
+            disk_free: Gauge::default(),
             deliveries: Counter::default(),
             acks: Counter::default(),
             attached: Gauge::default(),
@@ -169,6 +201,15 @@ impl Metrics {
         );
         r.register("answers", "Answers to operations", self.answers.clone());
         r.register("refusals", "Batches refused before they were proposed", self.refusals.clone());
+        r.register("overloads", "Batches refused because memory, disk or log was short", self.overloads.clone());
+        r.register("apply_waits", "Looks at which a follower's replica waited for memory", self.apply_waits.clone());
+        r.register("log_spare_segments", "Spare log segments that are allocated", self.log_spares.clone());
+        r.register_with_unit(
+            "disk_free",
+            "Room on the disk of the data directory",
+            Unit::Bytes,
+            self.disk_free.clone(),
+        );
         r.register("deliveries", "Messages handed to gateways", self.deliveries.clone());
         r.register("acks", "Acks taken from gateways", self.acks.clone());
         r.register("attached_devices", "Devices attached to this node", self.attached.clone());

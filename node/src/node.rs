@@ -18,6 +18,7 @@ use tonic::transport::{
 };
 
 use crate::{
+    admission::{Admission, Reserve},
     checkpoints,
     clock::{Clock, SystemClock},
     config::{Config, ConfigError},
@@ -44,7 +45,7 @@ use crate::{
         queue::QueueService,
     },
     shard::{Shards, ShardsConfig},
-    store::{Pressure, Store, StoreConfig, StoreError, Which},
+    store::{Store, StoreConfig, StoreError, Which},
 };
 
 /// A peer or gateway is asked for a sign of life after this silence, and dropped after the next (design.md section 2).
@@ -203,7 +204,12 @@ impl Node {
         let address = if config.node.advertise.is_empty() { bound.to_string() } else { config.node.advertise.clone() };
 
         let metrics = Arc::new(Metrics::default());
-        let log_config = LogConfig { segment_bytes: config.log.segment_bytes, ..LogConfig::new(dir.log()) };
+        let log_config = LogConfig {
+            segment_bytes: config.log.segment_bytes,
+            clean_bytes: config.log.checkpoint_bytes,
+            kept_bytes_max: config.log.kept_bytes_max,
+            ..LogConfig::new(dir.log())
+        };
         let (log, recovered) =
             Log::open(log_config, Arc::new(Metered::log(Arc::clone(&disk), &metrics, Arc::clone(&clock))))?;
         if let Some(dropped) = &recovered.dropped {
@@ -212,16 +218,20 @@ impl Node {
         let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
         let store = Arc::new(Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?);
         let network = Network::new(config.node.id, links);
-        let full = {
-            let (store, log) = (Arc::clone(&store), log.clone());
-            Arc::new(move || store.pressure() == Pressure::Full || log.is_full())
+        let reserve =
+            Reserve { percent: config.node.disk_reserve_percent, bytes_min: config.node.disk_reserve_bytes_min };
+        let admission =
+            Arc::new(Admission::new(Arc::clone(&store), log.clone(), Arc::clone(&disk), dir.path().into(), reserve));
+        let overload = {
+            let admission = Arc::clone(&admission);
+            Arc::new(move || admission.overload())
         };
         let shards = Shards::new(ShardsConfig {
             settings: config.shard.clone(),
             clock: Arc::clone(&clock),
             directory: Arc::new(Followed::new(keeper.kept())),
             metrics: Arc::clone(&metrics),
-            is_full: full,
+            overload,
         });
         let parts = Parts {
             address,
@@ -236,6 +246,7 @@ impl Node {
             peers: Peers::default(),
             keeper,
             replicas: Replicas::default(),
+            admission,
             metrics,
             config,
         };
@@ -377,8 +388,11 @@ async fn end(parts: &Arc<Parts>, tasks: &TaskTracker) {
     }
     // Shortens the next start; what it does not move, the log holds.
     let _ = checkpoints::cycle(parts, Which::All).await;
-    if let Err(error) = parts.log.close().await {
-        tracing::error!(%error, "the log was not closed; the next start reads it as after a crash");
+    // On a disk without any room its mark is not waited for without end.
+    match timeout(STOP_MAX, parts.log.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the log was not closed; the next start reads it as after a crash"),
+        Err(_) => tracing::error!("the log did not close in time; the next start reads it as after a crash"),
     }
 }
 
@@ -405,6 +419,11 @@ async fn sample(parts: Arc<Parts>, end: CancellationToken) {
         metrics.memtable_bytes.set(clamp(bytes));
         metrics.log_bytes.set(clamp(parts.log.bytes()));
         metrics.log_segments.set(clamp(parts.log.segments()));
+        metrics.log_spares.set(i64::try_from(parts.log.spares()).unwrap_or(i64::MAX));
+        metrics.apply_waits.set(parts.store.waits());
+        if let Some(free) = parts.admission.look() {
+            metrics.disk_free.set(clamp(free));
+        }
         metrics.meta_revision.set(parts.keeper.kept().borrow().revision);
         tokio::select! { () = end.cancelled() => return, () = tokio::time::sleep(SAMPLE_EVERY) => {} }
     }

@@ -5,6 +5,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::{
+    admission::Admission,
     clock::Clock,
     config::Config,
     disk::Disk,
@@ -47,6 +48,8 @@ pub struct Parts {
     pub replicas: Replicas,
     /// The shards that gateways are served.
     pub shards: Arc<Shards>,
+    /// Whether more work is taken.
+    pub admission: Arc<Admission>,
     /// Instruments.
     pub metrics: Arc<Metrics>,
 }

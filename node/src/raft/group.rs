@@ -312,10 +312,12 @@ impl Group {
     }
 
     /// Lets the log forget what a checkpoint up to `index` covers and every replica has, but for the newest
-    /// [`RaftSettings::kept_entries`]. Returns the index up to which it may forget; 0 when there is nothing.
-    pub async fn purge_upto(&self, index: u64) -> Result<u64, GroupError> {
+    /// [`RaftSettings::kept_entries`]; those up to `pinned` are not kept, because they hold up the cleaning of the node's log
+    /// ([`Log::pins`]; 0 for none). Returns the index up to which it may forget; 0 when there is nothing.
+    pub async fn purge_upto(&self, index: u64, pinned: u64) -> Result<u64, GroupError> {
         let failed = |what: String| GroupError { group: self.id(), what: format!("cannot be purged: {what}") };
-        let upto = index.min(self.replicated_everywhere()).saturating_sub(self.settings.kept_entries);
+        let possible = index.min(self.replicated_everywhere());
+        let upto = possible.saturating_sub(self.settings.kept_entries).max(pinned.min(possible));
         if upto == 0 || self.local.log.purged().is_some_and(|purged| purged.index >= upto) {
             return Ok(upto);
         }

@@ -4,6 +4,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Mutex,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,6 +23,9 @@ use super::{
 };
 use crate::log::{GroupLog, Index};
 
+/// Between two looks of a follower whether there is memory for more.
+const ROOM_WAIT: Duration = Duration::from_millis(50);
+
 /// What a group's entries are applied to.
 ///
 /// Called from one task at a time, in log order, for committed entries only. It may block for as long as a row read takes.
@@ -37,6 +41,11 @@ pub trait Machine: Send + 'static {
 
     /// An entry without a payload (a new term, a membership): only the mark moves.
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError>;
+
+    /// Whether a follower has to wait before it applies more: its memory is used up.
+    fn must_wait(&self) -> bool {
+        false
+    }
 
     /// Called with the term before the first entry is applied that this replica proposed as its leader in this process, and
     /// with `None` before the first entry of another leader after that: effects are carried out by the leader only.
@@ -179,6 +188,10 @@ impl RaftStateMachine<Types> for Applier {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            // A leader refuses enqueues instead, and goes on with the acks and expiry that free memory.
+            while self.leading.is_none() && exclusive(&mut self.machine).must_wait() {
+                tokio::time::sleep(ROOM_WAIT).await;
+            }
             let reply = self.one(entry)?;
             if let Some(responder) = responder {
                 responder.send(reply);

@@ -29,11 +29,20 @@ struct Seen {
     applied: Vec<Bytes>,
     mark: Option<Bytes>,
     leading: Option<u64>,
+    /// There is no memory for more; how often that was said.
+    full: bool,
+    waits: usize,
 }
 
 struct Counter(Arc<Mutex<Seen>>);
 
 impl Machine for Counter {
+    fn must_wait(&self) -> bool {
+        let mut seen = self.0.lock().unwrap();
+        seen.waits += usize::from(seen.full);
+        seen.full
+    }
+
     fn mark(&self) -> Option<Bytes> {
         self.0.lock().unwrap().mark.clone()
     }
@@ -329,6 +338,27 @@ async fn a_sole_voter_goes_on_after_a_restart_even_if_it_dropped_a_drain() {
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_6_a_follower_without_memory_applies_no_more_until_there_is_room_and_holds_up_nobody() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.nodes.values().find(|node| node.id != leader.id).unwrap();
+    follower.seen.lock().unwrap().full = true;
+    leader.propose("a").await.unwrap();
+    leader.propose("b").await.unwrap();
+    let waits = async {
+        while follower.seen.lock().unwrap().waits == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits).await.unwrap();
+    assert!(follower.seen.lock().unwrap().applied.is_empty());
+    assert_eq!(follower.group.status().stopped, None);
+    follower.seen.lock().unwrap().full = false;
+    assert_eq!(follower.has_applied(2).await, words(&["a", "b"]));
+    cluster.stop().await;
+}
+
 /// Flips a bit in the last record before the zeros of the newest segment in use: its last drain is bad.
 fn tear(disk: ForgetfulDisk) -> ForgetfulDisk {
     let newest = disk.files().into_iter().rfind(|path| disk.bytes(path)[12] == 1).unwrap();
@@ -411,7 +441,7 @@ async fn the_log_is_purged_to_where_every_replica_is_and_no_further() {
             }
         };
         tokio::time::timeout(PATIENCE, known).await.unwrap();
-        assert_eq!(node.group.purge_upto(last - 5).await, Ok(last - 5));
+        assert_eq!(node.group.purge_upto(last - 5, 0).await, Ok(last - 5));
         let purged = async {
             while node.log.group(GROUP).purged().map(|at| at.index) != Some(last - 5) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -425,7 +455,7 @@ async fn the_log_is_purged_to_where_every_replica_is_and_no_further() {
     }
     let ahead = leader.propose("b").await;
     assert!(ahead.is_ok());
-    let upto = leader.group.purge_upto(u64::MAX).await.unwrap();
+    let upto = leader.group.purge_upto(u64::MAX, 0).await.unwrap();
     assert!(upto <= last, "{upto} is not on every replica, which have {last}");
     cluster.stop().await;
 }

@@ -38,7 +38,7 @@ use crate::{
         attached::{Attaching, Found, Wanted},
         link::{Link, LinkId},
     },
-    metrics::Metrics,
+    metrics::{Mark, Metrics},
     raft::{Leadership, ReadError},
 };
 
@@ -55,8 +55,8 @@ pub trait Directory: Send + Sync + fmt::Debug + 'static {
     fn epoch(&self, shard: Shard) -> u64;
 }
 
-/// Whether the store's memory is used up.
-pub(crate) type IsFull = Arc<dyn Fn() -> bool + Send + Sync>;
+/// What the node is short of, if anything.
+pub(crate) type Overload = Arc<dyn Fn() -> Option<Mark> + Send + Sync>;
 
 /// One shard.
 pub(crate) struct Lead {
@@ -67,7 +67,7 @@ pub(crate) struct Lead {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) directory: Arc<dyn Directory>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) is_full: IsFull,
+    pub(super) overload: Overload,
     pub(super) draining: CancellationToken,
     pub(super) packer: Mutex<Packer<Pending, PendingAck>>,
     /// Devices that attached and whose last-seen day was not looked at yet.

@@ -37,6 +37,10 @@ pub trait Kept: Rows + Send + Sync + fmt::Debug + 'static {
     fn commit(&self, mark: Mark, writes: Vec<Write>) -> Result<(), String>;
     /// Up to where reads see.
     fn mark(&self) -> Option<Mark>;
+    /// Whether memory for more rows is used up.
+    fn must_wait(&self) -> bool {
+        false
+    }
 }
 
 impl Kept for ShardStore {
@@ -46,6 +50,10 @@ impl Kept for ShardStore {
 
     fn mark(&self) -> Option<Mark> {
         ShardStore::mark(self)
+    }
+
+    fn must_wait(&self) -> bool {
+        ShardStore::must_wait(self)
     }
 }
 
@@ -232,6 +240,10 @@ impl Rows for Seen<'_> {
 }
 
 impl Machine for ShardMachine {
+    fn must_wait(&self) -> bool {
+        self.0.rows.must_wait()
+    }
+
     fn mark(&self) -> Option<Bytes> {
         self.0.rows.mark().map(|mark| mark.bytes)
     }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     delivery::link::{Link, LinkId},
-    metrics::{AnswerKind, AnswerLabel, RefusalLabel, RefusalReason},
+    metrics::{AnswerKind, AnswerLabel, Mark, MarkLabel, RefusalLabel, RefusalReason},
     raft::{ProposeError, Reply},
 };
 
@@ -126,8 +126,16 @@ impl Lead {
         if batch.operations.iter().any(|operation| is_logged(operation) && operation.first_try_ms == 0) {
             return Err(refused(Reason::TimeNeeded, ""));
         }
-        if (self.is_full)() && batch.operations.iter().any(is_enqueue) {
-            return Err(refused(Reason::Overloaded, "the store's memory is used up"));
+        if let Some(mark) = (self.overload)()
+            && batch.operations.iter().any(|operation| adds(operation, mark))
+        {
+            self.metrics.overloads.get_or_create(&MarkLabel { mark }).inc();
+            let short = match mark {
+                Mark::Memory => "the store's memory is used up",
+                Mark::Disk => "the disk is down to its reserve",
+                Mark::Log | Mark::Uncommitted => "the log is longer than its bound",
+            };
+            return Err(refused(Reason::Overloaded, short));
         }
         let Some(now_ms) = self.replica.time_ms() else {
             return Err(refused(Reason::NoLease, "leads since this moment"));
@@ -141,7 +149,10 @@ impl Lead {
         } else {
             let commands = pending.operations.len();
             let pushed = self.packer().push(pending, bytes, commands);
-            pushed.map_err(|_| refused(Reason::Overloaded, "too much is proposed and not applied"))?;
+            pushed.map_err(|_| {
+                self.metrics.overloads.get_or_create(&MarkLabel { mark: Mark::Uncommitted }).inc();
+                refused(Reason::Overloaded, "too much is proposed and not applied")
+            })?;
             self.wake.notify_one();
         }
         let dies = self.clock.now() + self.settings.now_or_never;
@@ -412,6 +423,15 @@ fn is_logged(operation: &Operation) -> bool {
         Some(operation::Kind::Register(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => {
             true
         }
+    }
+}
+
+/// Whether it makes the node hold more of what is short. A registration is small and seldom: only the disk's reserve refuses it.
+fn adds(operation: &Operation, mark: Mark) -> bool {
+    match &operation.kind {
+        Some(operation::Kind::Enqueue(enqueue)) => enqueue.ttl_secs > 0,
+        Some(operation::Kind::Register(_)) => mark == Mark::Disk,
+        Some(operation::Kind::Check(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => false,
     }
 }
 

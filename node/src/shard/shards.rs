@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     consensus::Consensus,
-    lead::{Directory, IsFull, Lead, nowhere, refuse_attach},
+    lead::{Directory, Lead, Overload, nowhere, refuse_attach},
     machine::{Kept, Replica},
     pack::Packer,
     replies::Replies,
@@ -52,8 +52,8 @@ pub struct ShardsConfig {
     pub directory: Arc<dyn Directory>,
     /// Instruments.
     pub metrics: Arc<Metrics>,
-    /// Whether the store's memory is used up: enqueues are refused then.
-    pub is_full: IsFull,
+    /// What the node is short of, if anything: enqueues are refused then.
+    pub overload: Overload,
 }
 
 impl fmt::Debug for ShardsConfig {
@@ -125,7 +125,7 @@ impl Shards {
             clock: Arc::clone(&self.config.clock),
             directory: Arc::clone(&self.config.directory),
             metrics: Arc::clone(&self.config.metrics),
-            is_full: Arc::clone(&self.config.is_full),
+            overload: Arc::clone(&self.config.overload),
             draining: self.draining.clone(),
             packer: Mutex::new(Packer::new(&self.settings)),
             arrivals: Arrivals::default(),

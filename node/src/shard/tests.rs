@@ -29,7 +29,7 @@ use super::{Consensus, Directory, Kept, Replica, ShardMachine, ShardSettings, Sh
 use crate::{
     clock::{Clock, SystemClock},
     delivery::link::{Half, Link},
-    metrics::Metrics,
+    metrics::{self, MarkLabel, Metrics},
     raft::{Index, Leadership, Machine, ProposeError, ReadError, Reply},
     state::{Rows, RowsError, Write, memory::MemoryRows},
     store::Mark,
@@ -138,6 +138,7 @@ struct Node {
     clock: Arc<dyn Clock>,
     replies: Arc<Replies>,
     ids: AtomicU64,
+    short: Arc<Mutex<Option<metrics::Mark>>>,
 }
 
 impl Node {
@@ -152,12 +153,16 @@ impl Node {
 
     fn new(count: u16, settings: ShardSettings, clock: Arc<dyn Clock>) -> Node {
         let metrics = Arc::<Metrics>::default();
+        let short = Arc::<Mutex<Option<metrics::Mark>>>::default();
         let shards = Shards::new(ShardsConfig {
             settings,
             clock: Arc::clone(&clock),
             directory: Arc::new(Map),
             metrics: Arc::clone(&metrics),
-            is_full: Arc::new(|| false),
+            overload: {
+                let short = Arc::clone(&short);
+                Arc::new(move || *short.lock().unwrap())
+            },
         });
         let open = |shard| {
             let replica: Arc<Replica> = shards.load(Shard(shard), Arc::new(TestRows::default())).unwrap();
@@ -174,7 +179,8 @@ impl Node {
             inner
         };
         let groups = (0..count).map(open).collect();
-        Node { shards, groups, metrics, clock, replies: Arc::new(Replies::new(100_000)), ids: AtomicU64::new(1) }
+        let (replies, ids) = (Arc::new(Replies::new(100_000)), AtomicU64::new(1));
+        Node { shards, groups, metrics, clock, replies, ids, short }
     }
 
     /// Returns when the shard has taken up its term: a gateway has been told so.
@@ -358,6 +364,33 @@ async fn a_message_is_enqueued_delivered_written_and_acked_away() {
     let Some(command::Kind::Stamped(stamped)) = &last.commands[1].kind else { panic!("no enqueue") };
     assert_eq!(stamped.written_through, second.sequence);
     assert_eq!(stamped.limits, Some(ShardSettings::default().limits()));
+}
+
+#[tokio::test]
+async fn promise_6_while_something_is_short_what_adds_is_refused_and_acks_go_on_core() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    node.enqueue("one").await;
+    let link = node.link(1);
+    session(node.attach(&link, 1, None).await);
+    let one = node.delivered(&link).await;
+    for mark in [metrics::Mark::Memory, metrics::Mark::Disk, metrics::Mark::Log] {
+        *node.short.lock().unwrap() = Some(mark);
+        let refusal = node.outcome(SHARD, vec![node.operation(enqueue("two", 60))]).await;
+        assert_eq!(refused(refusal), Reason::Overloaded);
+        assert_eq!(node.metrics.overloads.get_or_create(&MarkLabel { mark }).get(), 1);
+        // Not logged, and nothing kept.
+        let now = node.outcome(SHARD, vec![node.operation(enqueue("now", 0))]).await;
+        assert!(matches!(accepted(&now)[0], answer::Kind::Accepted(_)), "{now:?}");
+        node.delivered(&link).await;
+    }
+    assert_eq!(node.waiting(), 1);
+    let ack = Ack { ack: 1, shard: SHARD, device_tag: DEVICE, sequences: vec![one.sequence], message_ids: vec![] };
+    node.shards.ack(&link, ack);
+    assert!(matches!(reply(&link).await, control_reply::Kind::Acked(_)));
+    assert_eq!(node.waiting(), 0);
+    *node.short.lock().unwrap() = None;
+    node.enqueue("two").await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
-//! The memory that the memtables of all shards share.
+//! What the shards of a store share: the memory of their memtables, and the word that the engine failed a read.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How much of the memory for memtables is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,11 +18,14 @@ pub enum Pressure {
 pub(super) struct Budget {
     used: AtomicU64,
     full: u64,
+    /// How often someone was told to wait.
+    waits: AtomicU64,
+    read_failed: AtomicBool,
 }
 
 impl Budget {
     pub(super) fn new(full: u64) -> Self {
-        Self { used: AtomicU64::new(0), full }
+        Self { used: AtomicU64::new(0), full, waits: AtomicU64::new(0), read_failed: AtomicBool::new(false) }
     }
 
     /// A memtable went from `before` to `after` bytes.
@@ -36,6 +39,25 @@ impl Budget {
 
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// The engine failed a read: it must be opened again.
+    pub(super) fn read_failed(&self) {
+        self.read_failed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_failed_read(&self) -> bool {
+        self.read_failed.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn must_wait(&self) -> bool {
+        let full = self.pressure() == Pressure::Full;
+        self.waits.fetch_add(u64::from(full), Ordering::Relaxed);
+        full
+    }
+
+    pub(super) fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     pub(super) fn pressure(&self) -> Pressure {

@@ -8,8 +8,11 @@
 //! 6. The frozen levels are dropped, and the log may be purged to the new index.
 //!
 //! Until 2 is done an error only puts the frozen levels back. From 3 on the redo file makes up for whatever sled did: one that
-//! refuses a batch is opened again and the file applied again. After a failed sync of sled's file nothing is retried: pages that
-//! the kernel dropped would pass for written. The store is broken then, and the process must stop.
+//! refuses a batch is opened again and the file applied again, and if it still refuses (a full disk, for one) the next cycle goes
+//! on from there, until it ends; reads see the frozen levels meanwhile. After a failed sync of sled's file nothing is retried:
+//! pages that the kernel dropped would pass for written. The store is broken then, and the process must stop.
+//!
+//! A read that sled failed is noted by whoever read; the next cycle opens sled again before anything else.
 //!
 //! The pace: a cycle that took a while is followed by nine times that of rest, so that checkpoints have at most a tenth of the
 //! disk's time; only a full memory and an explicit wish do not wait.
@@ -59,6 +62,8 @@ pub struct Checkpointed {
 pub(super) struct Cycle {
     /// Why no cycle may run any more.
     pub(super) broken: Option<String>,
+    /// A cycle whose changes sled did not take: they are in the redo file and in the frozen levels.
+    unfinished: Option<Unfinished>,
     rest_until: Option<Instant>,
     /// Leaves out the redo file, to show that the comparison in the crash tests finds it missing.
     #[cfg(test)]
@@ -79,6 +84,13 @@ impl Cycle {
     }
 }
 
+#[derive(Debug)]
+struct Unfinished {
+    redo: Redo,
+    moving: Vec<Moving>,
+}
+
+#[derive(Debug)]
 struct Moving {
     shard: Arc<ShardStore>,
     frozen: Arc<Frozen>,
@@ -92,6 +104,19 @@ impl Store {
     pub fn checkpoint(&self, which: Which) -> Result<Checkpointed, StoreError> {
         let mut cycle = self.cycle.lock().expect("no panic under this lock");
         cycle.usable()?;
+        if let Some(done) = self.go_on(&mut cycle)? {
+            return Ok(done);
+        }
+        if self.budget.take_failed_read() {
+            let failed = StoreError::Engine {
+                doing: "read from",
+                path: self.engine.path().to_owned(),
+                what: "a read failed before; it is opened again".into(),
+            };
+            if let error @ StoreError::Broken(_) = self.mend(&mut cycle, failed) {
+                return Err(error);
+            }
+        }
         let begun = self.clock.now();
         let due = self.due(&which, &cycle, begun);
         if due.is_empty() {
@@ -153,12 +178,40 @@ impl Store {
         if cycle.without_redo {
             clear_redo(&*self.disk, &self.redo_path)?;
         }
-        done.operations = self.move_down(&redo).map_err(|error| cycle.fail(&error))?;
+        let moved = self.move_down(&redo);
+        let landed = self.land(cycle, Unfinished { redo, moving }, moved)?;
+        Ok(Checkpointed { damaged: done.damaged, ..landed })
+    }
+
+    /// Goes on with the cycle that sled did not let end, if there is one; nothing else may touch the redo file before.
+    pub(super) fn go_on(&self, cycle: &mut Cycle) -> Result<Option<Checkpointed>, StoreError> {
+        let Some(unfinished) = cycle.unfinished.take() else { return Ok(None) };
+        let moved = self.move_again(&unfinished.redo);
+        self.land(cycle, unfinished, moved).map(Some)
+    }
+
+    /// The rest of a cycle whose changes sled took, or not.
+    fn land(
+        &self,
+        cycle: &mut Cycle,
+        unfinished: Unfinished,
+        moved: Result<u64, StoreError>,
+    ) -> Result<Checkpointed, StoreError> {
+        let operations = match moved {
+            Ok(operations) => operations,
+            Err(error @ StoreError::Engine { .. }) => {
+                cycle.unfinished = Some(unfinished);
+                return Err(error);
+            }
+            Err(error) => return Err(cycle.fail(&error)),
+        };
+        self.engine.make_durable().map_err(|error| cycle.fail(&error.into()))?;
+        let mut done = Checkpointed { operations, ..Checkpointed::default() };
         if let Err(error) = clear_redo(&*self.disk, &self.redo_path) {
             // It only repeats what sled holds; the next cycle begins with removing it.
             tracing::warn!(%error, "a redo file that was done with stays");
         }
-        for Moving { shard, frozen, .. } in moving {
+        for Moving { shard, frozen, .. } in unfinished.moving {
             shard.moved(&frozen.seal);
             done.seals.push((shard.replica(), frozen.seal.clone()));
         }
@@ -191,25 +244,34 @@ impl Store {
 
     fn move_down(&self, redo: &Redo) -> Result<u64, StoreError> {
         let engine = &*self.engine;
-        let operations = match redo.apply(&self.redo_path, engine, |_| Ok(true)) {
-            Ok(operations) => operations,
-            Err(error) => {
-                tracing::warn!(%error, "sled refused a batch; it is opened again and the redo file applied again");
-                engine.reopen()?;
-                redo.apply(&self.redo_path, engine, |section| {
-                    let head = Head::read(engine, section.replica)?;
-                    let lost = || StoreError::Broken(format!("replica {}: sled lost its checkpoint", section.replica));
-                    if redo::is_current(section, head.as_ref()) { Ok(true) } else { Err(lost()) }
-                })?
-            }
-        };
-        engine.make_durable()?;
+        let taken = redo.apply(&self.redo_path, engine, |_| Ok(true));
+        taken.and_then(|operations| Ok(engine.hand_over().map(|()| operations)?)).or_else(|error| {
+            tracing::warn!(%error, "sled refused a batch; it is opened again and the redo file applied again");
+            self.move_again(redo)
+        })
+    }
+
+    /// Opens sled again and applies the redo file from its beginning.
+    fn move_again(&self, redo: &Redo) -> Result<u64, StoreError> {
+        let engine = &*self.engine;
+        engine.reopen()?;
+        let operations = redo.apply(&self.redo_path, engine, |section| {
+            let head = Head::read(engine, section.replica)?;
+            let lost = || StoreError::Broken(format!("replica {}: sled lost its checkpoint", section.replica));
+            if redo::is_current(section, head.as_ref()) { Ok(true) } else { Err(lost()) }
+        })?;
+        engine.hand_over()?;
         Ok(operations)
     }
 
-    /// After an error of sled outside of a move: opens it again, and breaks the store if a checkpoint is no longer there.
+    /// After an error of sled outside of a move: opens it again, and breaks the store if a checkpoint is no longer there. One that
+    /// cannot be opened now is tried again by the next cycle.
     pub(super) fn mend(&self, cycle: &mut Cycle, error: StoreError) -> StoreError {
-        let mended = self.engine.reopen().map_err(StoreError::from).and_then(|()| {
+        if let Err(worse) = self.engine.reopen() {
+            self.budget.read_failed();
+            return worse.into();
+        }
+        let mended: Result<(), StoreError> = (|| {
             let shards = self.shards.lock().expect("no panic under this lock");
             for shard in shards.values() {
                 let head = Head::read(&*self.engine, shard.replica())?;
@@ -218,7 +280,7 @@ impl Store {
                 }
             }
             Ok(())
-        });
+        })();
         match mended {
             Ok(()) => error,
             Err(worse) => cycle.fail(&worse),

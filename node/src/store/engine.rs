@@ -58,6 +58,11 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<PhysicalRows, EngineError>;
     /// Does at most [`BATCH_MAX`] changes. Not durable yet; after an error any of them may have happened.
     fn batch(&self, ops: &[Op]) -> Result<(), EngineError>;
+    /// Gives all batches so far to the system, without a promise; after an error it may be repeated behind [`Engine::reopen`] and
+    /// the batches themselves. What [`Engine::make_durable`] then still finds wrong is the disk's.
+    fn hand_over(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
     /// Returns when all batches so far are on disk. After an error nothing may be assumed of them, ever.
     fn make_durable(&self) -> Result<(), EngineError>;
     /// Closes and opens again, after an error of [`Engine::batch`]: what was not durable may be gone.

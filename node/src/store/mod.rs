@@ -145,6 +145,11 @@ impl Store {
         self.budget.pressure()
     }
 
+    /// How often a replica was told to wait with applying because that memory was used up.
+    pub fn waits(&self) -> u64 {
+        self.budget.waits()
+    }
+
     /// Bytes that the memtables of all shards hold.
     pub fn memtable_bytes(&self) -> u64 {
         self.budget.used()

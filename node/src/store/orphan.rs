@@ -72,6 +72,7 @@ impl Store {
     pub fn drop_replica(&self, replica: u64) -> Result<(), StoreError> {
         let mut cycle = self.cycle.lock().expect("no panic under this lock");
         cycle.usable()?;
+        self.go_on(&mut cycle)?;
         // No redo file may outlive the head that makes it obsolete.
         clear_redo(&*self.disk, &self.redo_path)?;
         let mut orphans = self.orphans.lock().expect("no panic under this lock");
@@ -91,6 +92,7 @@ impl Store {
     pub fn sweep(&self) -> Result<bool, StoreError> {
         let mut cycle = self.cycle.lock().expect("no panic under this lock");
         cycle.usable()?;
+        self.go_on(&mut cycle)?;
         let mut orphans = self.orphans.lock().expect("no panic under this lock");
         for _ in 0..SWEEP_BATCHES {
             let Some(orphan) = orphans.last() else { return Ok(false) };

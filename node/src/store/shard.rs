@@ -90,7 +90,7 @@ impl ShardStore {
         let _one = self.commits.lock().expect("no panic under this lock");
         self.not_dropped()?;
         self.check(&mark, &writes)?;
-        let below = self.below(&mark, &writes)?;
+        let below = self.below(&mark, &writes).inspect_err(|error| self.note(error))?;
         let now = self.clock.now();
         let mut inner = self.inner.write().expect("no panic under this lock");
         let before = inner.table.bytes();
@@ -118,6 +118,12 @@ impl ShardStore {
     /// Bytes held in memory for rows that are not yet in sled.
     pub fn bytes(&self) -> u64 {
         self.read().table.bytes()
+    }
+
+    /// Whether memory for rows is used up, of all shards together: a follower applies no more until a checkpoint has made room.
+    /// Each yes is counted ([`Store::waits`](super::Store::waits)).
+    pub fn must_wait(&self) -> bool {
+        self.budget.must_wait()
     }
 
     /// Whether a checkpoint is due at `now`, given its greatest age and size.
@@ -247,6 +253,18 @@ impl ShardStore {
         merge(sources, self.region(), limit, order)
     }
 
+    /// What sled failed once it fails until it is opened again: whoever checkpoints does that.
+    fn note(&self, error: &StoreError) {
+        if matches!(error, StoreError::Engine { .. }) {
+            self.budget.read_failed();
+        }
+    }
+
+    fn unreadable(&self, error: StoreError) -> RowsError {
+        self.note(&error);
+        RowsError(Box::new(error))
+    }
+
     fn not_dropped(&self) -> Result<(), StoreError> {
         if self.dropped.load(Ordering::Acquire) { Err(StoreError::Dropped { replica: self.replica }) } else { Ok(()) }
     }
@@ -262,20 +280,16 @@ impl ShardStore {
 
 impl Rows for ShardStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
-        self.not_dropped().and_then(|()| self.look(&self.read().table, key)).map_err(unreadable)
+        self.not_dropped().and_then(|()| self.look(&self.read().table, key)).map_err(|error| self.unreadable(error))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
-        self.merged(from, to, limit, Order::Ascending).map_err(unreadable)
+        self.merged(from, to, limit, Order::Ascending).map_err(|error| self.unreadable(error))
     }
 
     fn scan_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, RowsError> {
-        self.merged(from, to, limit, Order::Descending).map_err(unreadable)
+        self.merged(from, to, limit, Order::Descending).map_err(|error| self.unreadable(error))
     }
-}
-
-fn unreadable(error: StoreError) -> RowsError {
-    RowsError(Box::new(error))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -107,6 +107,10 @@ impl Engine for SledEngine {
         self.with("write a batch to", |db| db.apply_batch(batch))
     }
 
+    fn hand_over(&self) -> Result<(), EngineError> {
+        self.with("flush", |db| db.flush().map(drop))
+    }
+
     fn make_durable(&self) -> Result<(), EngineError> {
         self.with("flush", |db| db.flush().map(drop))?;
         let path = self.dir.join("db");

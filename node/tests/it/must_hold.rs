@@ -9,8 +9,9 @@ use std::{
 use bytes::Bytes;
 use martlet_node::{
     Surroundings,
-    disk::{RealDisk, forgetful::ForgetfulDisk},
+    disk::{RealDisk, Space, forgetful::ForgetfulDisk},
     log::{GroupId, Log, LogConfig},
+    metrics::{Mark, MarkLabel},
 };
 use martlet_proto::cluster::queue::{
     Answer, Batch, Check, Enqueue, Operation, Register, SubmitReply, SubmitRequest, answer, batch_reply::Outcome,
@@ -233,6 +234,72 @@ async fn must_hold_on_a_full_disk_sends_are_refused_nothing_acknowledged_is_lost
     nodes.ready(1).await;
     let waiting = crate::serving::payloads(&nodes, kept, usize::from(acknowledged) + 1).await;
     assert_eq!(waiting, (0..=acknowledged).map(|n| vec![n]).collect::<Vec<_>>());
+    nodes.stop_all().await;
+}
+
+/// Sends until the answer is as wanted: what is short is looked at once a second.
+async fn until_sent(gateway: &mut Gateway, wanted: impl Fn(&Outcome) -> bool) {
+    let wait = async {
+        loop {
+            let outcome = gateway.one(0, vec![enqueue(device(0), b"x".to_vec())]).await;
+            if wanted(&outcome) {
+                return;
+            }
+            assert!(accepted(&outcome) || refused(&outcome) == Some(Reason::Overloaded), "{outcome:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("an answer as wanted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_6_below_the_disks_reserve_sends_and_registrations_are_refused_and_the_rest_goes_on() {
+    let disk = ForgetfulDisk::new();
+    let mut nodes = alone_on(&disk, 1).await;
+    let mut gateway = Gateway::open(&nodes).await;
+    gateway.register(1).await;
+    until_sent(&mut gateway, accepted).await;
+    let mark = MarkLabel { mark: Mark::Disk };
+    assert_eq!(nodes.started(1).metrics.overloads.get_or_create(&mark).get(), 0);
+
+    // 4 % of a disk of 100 GiB.
+    disk.set_space(Space { free: 4 << 30, total: 100 << 30 });
+    until_sent(&mut gateway, |outcome| refused(outcome) == Some(Reason::Overloaded)).await;
+    assert_eq!(refused(&gateway.one(0, vec![register(device(0) + 7)]).await), Some(Reason::Overloaded));
+    assert!(accepted(&gateway.one(0, vec![check(device(0))]).await));
+    assert!(nodes.started(1).metrics.overloads.get_or_create(&mark).get() >= 2);
+    assert!(nodes.started(1).readiness().ready, "a full disk is no reason to restart a node");
+
+    disk.set_space(Space { free: 50 << 30, total: 100 << 30 });
+    until_sent(&mut gateway, accepted).await;
+    drop(gateway);
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_6_at_the_memory_mark_sends_are_refused_until_a_checkpoint_has_made_room() {
+    let mut nodes = Nodes::new(1);
+    let mut config = nodes.config(1);
+    config.store.budget_bytes = 64 << 10;
+    nodes.start_as(1, config).await.unwrap();
+    nodes.create(1, 1).await.unwrap();
+    nodes.ready(1).await;
+    let mut gateway = Gateway::open(&nodes).await;
+    gateway.register(1).await;
+    let mark = MarkLabel { mark: Mark::Memory };
+    let full = async {
+        loop {
+            // More than all of it, unless a checkpoint comes between.
+            let kinds = (0..40).map(|_| enqueue(device(0) + 1, vec![b'x'; 4_000])).collect();
+            if refused(&gateway.one(0, kinds).await) == Some(Reason::Overloaded) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), full).await.expect("the memory is used up");
+    assert!(nodes.started(1).metrics.overloads.get_or_create(&mark).get() > 0);
+    until_sent(&mut gateway, accepted).await;
+    drop(gateway);
     nodes.stop_all().await;
 }
 
