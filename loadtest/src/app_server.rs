@@ -4,7 +4,7 @@
 //! outcome"). Each target of a multicast is an op of its own.
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -110,34 +110,64 @@ impl AppServer {
     }
 
     fn request(&self, send: &str, targets: &[Target], body: &str, intended: f64) -> Bytes {
-        let mut request = json!({
-            "data": { "op": send, "at": format!("{intended:.6}"), "body": body },
-        });
-        match targets {
-            [one] => request["to"] = Value::from(one.token.as_str()),
-            many => {
-                let tokens = many.iter().map(|target| Value::from(target.token.as_str())).collect();
-                request["registration_ids"] = Value::Array(tokens);
-            }
-        }
-        if let Some(ttl) = self.ttl_secs {
-            request["time_to_live"] = Value::from(ttl);
-        }
-        Bytes::from(request.to_string())
+        let tokens = targets.iter().map(|target| target.token.as_str());
+        let (to, registration_ids) = match targets {
+            [one] => (Some(one.token.as_str()), None),
+            _ => (None, Some(tokens.collect())),
+        };
+        let data = Data { op: send, at: format!("{intended:.6}"), body };
+        let request = Request { to, registration_ids, time_to_live: self.ttl_secs, data };
+        serde_json::to_vec(&request).expect("strings and numbers always encode").into()
     }
+}
+
+/// A send in JSON.
+#[derive(Serialize)]
+struct Request<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registration_ids: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_to_live: Option<u32>,
+    data: Data<'a>,
+}
+
+/// What a device finds.
+#[derive(Serialize)]
+struct Data<'a> {
+    op: &'a str,
+    at: String,
+    body: &'a str,
+}
+
+/// What is read of an answer.
+#[derive(Deserialize)]
+struct Reply {
+    results: Vec<OneResult>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OneResult {
+    message_id: Option<String>,
+    error: Option<String>,
 }
 
 /// The payload of an op: `bytes` characters that no other op has, so that a mixed-up body is seen.
 #[must_use]
 pub fn body_of(op: &str, bytes: usize) -> String {
     let seed = digest(op);
-    seed.chars().cycle().take(bytes).collect()
+    let mut body = seed.repeat(bytes.div_ceil(seed.len()));
+    body.truncate(bytes);
+    body
 }
 
 /// SHA-256 in hex, as the history holds it.
 #[must_use]
 pub fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| char::from(DIGITS[usize::from(half)]);
+    Sha256::digest(text.as_bytes()).iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// What an answer says of each target.
@@ -149,19 +179,17 @@ fn outcomes(answer: &HttpAnswer, targets: usize) -> Vec<Sent> {
         503 | 400..=499 => return vec![Sent::Failed(format!("{} {}", answer.status, text())); targets],
         status => return vec![Sent::Unknown(format!("{status} {}", text())); targets],
     }
-    let parsed: Option<Value> = serde_json::from_slice(&answer.body).ok();
-    let results = parsed.as_ref().and_then(|value| value["results"].as_array());
-    let Some(results) = results.filter(|results| results.len() == targets) else {
+    let parsed: Option<Reply> = serde_json::from_slice(&answer.body).ok();
+    let Some(results) = parsed.map(|reply| reply.results).filter(|results| results.len() == targets) else {
         return vec![Sent::Unknown(format!("not an answer to {targets} targets: {}", text())); targets];
     };
-    let word = |result: &Value, field: &str| result[field].as_str().map(ToOwned::to_owned);
-    let outcome = |result: &Value| match (word(result, "message_id"), word(result, "error")) {
+    let outcome = |result: OneResult| match (result.message_id, result.error) {
         (Some(id), None) => Sent::Acked(id),
         (None, Some(error)) if error == "InternalServerError" => Sent::Unknown(error),
         (None, Some(error)) => Sent::Failed(error),
-        _ => Sent::Unknown(result.to_string()),
+        (message_id, error) => Sent::Unknown(format!("message id {message_id:?} and error {error:?}")),
     };
-    results.iter().map(outcome).collect()
+    results.into_iter().map(outcome).collect()
 }
 
 #[cfg(test)]

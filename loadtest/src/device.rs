@@ -3,7 +3,14 @@
 //! Owns one connection's stream ids and the acknowledgements it owes. Leaves to its user what a message means and when to
 //! acknowledge. The invariant: every frame counts in the stream ids of its side, whatever its tag.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -25,7 +32,7 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -35,8 +42,8 @@ use crate::http::HttpClient;
 /// Version of the protocol we speak.
 const MCS_VERSION: u8 = 41;
 
-/// Bytes read at once; a device that waits holds no buffer.
-const READ_BYTES: usize = 16 << 10;
+/// Bytes read at once, on the stack: a device that waits holds no buffer.
+const READ_BYTES: usize = 4 << 10;
 
 /// Who a device is: what check-in gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,11 +208,10 @@ impl Connection {
             let used = self.input.len() - rest.len();
             drop(self.input.split_to(used));
             let Some(frame) = decoded else {
-                let mut buffer = bytes::BytesMut::with_capacity(READ_BYTES);
-                if self.stream.read_buf(&mut buffer).await? == 0 {
+                self.input = poll_fn(|cx| read(&mut self.stream, cx)).await?;
+                if self.input.is_empty() {
                     return Ok(None);
                 }
-                self.input = buffer.freeze();
                 continue;
             };
             self.received += 1;
@@ -293,6 +299,14 @@ impl Connection {
         self.stream.write_all(bytes).await?;
         Ok(self.stream.flush().await?)
     }
+}
+
+/// What came; nothing at the end of the stream.
+fn read(stream: &mut TlsStream<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut bytes = [0; READ_BYTES];
+    let mut buffer = ReadBuf::new(&mut bytes);
+    ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+    Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled())))
 }
 
 fn login(identity: Identity, received_ids: Vec<String>) -> LoginRequest {

@@ -13,6 +13,10 @@ use martlet_loadtest::{
     scenario::{self, Broker, Kind, Plan},
 };
 
+/// A generator that shares the machine with what it measures must take little of it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Drives a Martlet broker, measures it, and judges whether it kept its promises.
 ///
 /// The exit status is 0 when every promise was kept, 1 when one was broken or the run could not be made.

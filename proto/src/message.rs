@@ -1,6 +1,6 @@
 //! What names a message and its sender: message id, sequence, sender id; and its priority.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, io::Write as _, str::FromStr};
 
 use base64::{
     Engine,
@@ -9,7 +9,7 @@ use base64::{
 };
 use rand::RngCore;
 
-use crate::cluster::queue;
+use crate::{cluster::queue, limits::PERSISTENT_ID_MAX};
 
 /// Names a message everywhere: told to the app server, persistent id on the device, operation id in the log.
 ///
@@ -51,7 +51,13 @@ impl MessageId {
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0:{}%{:016x}", self.micros, self.random)
+        // Spelled whole and handed over once: `to_string` would grow its text four times, for every message.
+        let mut text = [0; PERSISTENT_ID_MAX];
+        let mut rest = &mut text[..];
+        write!(rest, "0:{}%{:016x}", self.micros, self.random).expect("2 + 20 + 1 + 16 characters fit");
+        let left = rest.len();
+        let spelled = &text[..PERSISTENT_ID_MAX - left];
+        f.write_str(std::str::from_utf8(spelled).expect("digits and ASCII signs"))
     }
 }
 

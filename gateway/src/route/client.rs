@@ -27,6 +27,10 @@ impl Route {
     /// Returns within `route.deadline`. Dropped, operations may be done all the same.
     pub async fn submit(&self, operations: Vec<(Shard, Operation)>) -> Vec<Outcome> {
         let deadline = self.0.clock.now() + self.0.config.deadline;
+        if let [(shard, _)] = operations[..] {
+            let batch = operations.into_iter().map(|(_, operation)| operation).collect();
+            return self.pursue(shard, Pursuit::new(batch, deadline, self.0.config.resolve_reserve)).await;
+        }
         let mut outcomes: Vec<Option<Outcome>> = operations.iter().map(|_| None).collect();
         let pursuits = self.batches(operations).into_iter().map(|(shard, indexes, batch)| async move {
             let pursuit = Pursuit::new(batch, deadline, self.0.config.resolve_reserve);

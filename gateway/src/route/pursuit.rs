@@ -122,7 +122,7 @@ impl Pursuit {
             self.end_of_tries(now >= self.deadline);
         }
         self.sent.clear();
-        let mut batch = Vec::new();
+        let mut batch = Vec::with_capacity(self.operations.len());
         for (index, tracked) in self.operations.iter_mut().enumerate() {
             if tracked.outcome.is_some() {
                 continue;

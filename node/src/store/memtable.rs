@@ -187,7 +187,22 @@ impl Memtable {
         self.active.set(key, Slot { value, hash, below: old.below });
     }
 
+    /// Takes out a row of the active level that leaves no tombstone, which is what most removals are: one look instead of three.
+    fn remove_without_trace(&mut self, key: Bytes) -> Result<(), Bytes> {
+        let slot = match self.active.slots.entry(key) {
+            Entry::Occupied(slot) if !slot.get().below => slot,
+            Entry::Occupied(slot) => return Err(slot.key().clone()),
+            Entry::Vacant(vacant) => return Err(vacant.into_key()),
+        };
+        let (key, slot) = slot.remove_entry();
+        self.active.bytes -= cost(&key, &slot.value);
+        let old = Old { present: slot.value.bytes().is_some(), hash: slot.hash, below: false };
+        self.discount(&key, &old);
+        Ok(())
+    }
+
     fn remove(&mut self, key: Bytes, below: &Below) {
+        let Err(key) = self.remove_without_trace(key) else { return };
         let old = self.old(&key, below);
         self.discount(&key, &old);
         if old.below {
@@ -232,7 +247,9 @@ impl Memtable {
         if old.present {
             self.rows -= 1;
             // An unsettled row has hash 0 here and is not part of the sum.
-            self.unsettled.remove(key);
+            if old.hash == 0 {
+                self.unsettled.remove(key);
+            }
             self.sum = self.sum.wrapping_sub(old.hash);
         }
     }
