@@ -7,6 +7,8 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub mod turned;
+
 /// Where a component takes its time from; tests pass their own.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Monotonic now.

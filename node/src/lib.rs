@@ -24,6 +24,7 @@ pub mod node;
 pub mod parts;
 pub mod replicas;
 
+mod balance;
 mod checkpoints;
 mod metered;
 mod opening;

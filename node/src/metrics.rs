@@ -80,6 +80,22 @@ pub struct MarkLabel {
     pub mark: Mark,
 }
 
+/// What came of handing a group over before a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names of `raft::HandedOver`")]
+pub enum HandoverKind {
+    Moved,
+    NobodyWilling,
+    Late,
+}
+
+/// Label of groups handed over.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HandoverLabel {
+    /// What came of it.
+    pub how: HandoverKind,
+}
+
 /// All instruments of one node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -89,6 +105,10 @@ pub struct Metrics {
     pub groups: Gauge,
     /// Replicas that have stopped.
     pub groups_stopped: Gauge,
+    /// Groups handed over, or not, before this node stopped.
+    pub handovers: Family<HandoverLabel, Counter>,
+    /// Leaders that were moved to the replica that is preferred.
+    pub moves: Counter,
     /// Term of each group.
     pub term: Family<GroupLabel, Gauge>,
     /// Applied index of each group.
@@ -145,6 +165,8 @@ impl Default for Metrics {
             groups_led: Gauge::default(),
             groups: Gauge::default(),
             groups_stopped: Gauge::default(),
+            handovers: Family::default(),
+            moves: Counter::default(),
             term: Family::default(),
             applied: Family::default(),
             checkpointed: Family::default(),
@@ -180,6 +202,8 @@ impl Metrics {
         r.register("groups", "Raft groups this node has a replica of", self.groups.clone());
         r.register("groups_led", "Raft groups this node leads", self.groups_led.clone());
         r.register("groups_stopped", "Replicas that have stopped and say why in the log", self.groups_stopped.clone());
+        r.register("handovers", "Groups handed over before this node stopped, by outcome", self.handovers.clone());
+        r.register("leader_moves", "Leaders moved to the replica that is preferred", self.moves.clone());
         r.register("term", "Term of each Raft group", self.term.clone());
         r.register("applied_index", "Log index applied in each Raft group", self.applied.clone());
         r.register("checkpointed_index", "Log index checkpointed in each Raft group", self.checkpointed.clone());

@@ -19,7 +19,7 @@ use tonic::transport::{
 
 use crate::{
     admission::{Admission, Reserve},
-    checkpoints,
+    balance, checkpoints,
     clock::{Clock, SystemClock},
     config::{Config, ConfigError},
     data_dir::{DataDir, DirError},
@@ -33,10 +33,10 @@ use crate::{
         secret::Secret,
     },
     metered::Metered,
-    metrics::{GroupLabel, Metrics},
+    metrics::{GroupLabel, HandoverKind, HandoverLabel, Metrics},
     opening,
     parts::Parts,
-    raft::{DirectLinks, Links, Network},
+    raft::{DirectLinks, HandedOver, Links, Network},
     replicas::Replicas,
     rpc::{
         admin::AdminService,
@@ -163,7 +163,7 @@ pub struct Surroundings {
     pub disk: Arc<dyn Disk>,
     /// Time.
     pub clock: Arc<dyn Clock>,
-    /// Links of Raft.
+    /// Links to other nodes.
     pub links: Arc<dyn Links>,
 }
 
@@ -217,7 +217,8 @@ impl Node {
         }
         let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
         let store = Arc::new(Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?);
-        let network = Network::new(config.node.id, links);
+        let peers = Peers::new(Arc::clone(&links));
+        let network = Network::new(config.node.id, links, Arc::clone(&clock));
         let reserve =
             Reserve { percent: config.node.disk_reserve_percent, bytes_min: config.node.disk_reserve_bytes_min };
         let admission =
@@ -243,7 +244,7 @@ impl Node {
             store,
             shards,
             network,
-            peers: Peers::default(),
+            peers,
             keeper,
             replicas: Replicas::default(),
             admission,
@@ -281,6 +282,7 @@ impl Node {
         tasks.spawn(opening::run(Arc::clone(&parts), streams_end.clone()));
         let mut checkpointing = tasks.spawn(checkpoints::run(Arc::clone(&parts), groups_end.clone()));
         tasks.spawn(sample(Arc::clone(&parts), groups_end.clone()));
+        tasks.spawn(balance::run(Arc::clone(&parts), draining.clone()));
 
         let router = router(&parts, &membership, restarted, &streams, &streams_end);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -297,8 +299,8 @@ impl Node {
         };
         draining.cancel();
         let leave = async {
-            parts.shards.drain();
             step_down(&parts).await;
+            parts.shards.drain();
             // While the groups still run: what is proposed is answered.
             parts.shards.shutdown().await;
             streams_end.cancel();
@@ -353,16 +355,27 @@ fn router(
         .add_service(parts.network.server())
 }
 
-/// Hands every led group to a peer, best effort: whoever is not caught up campaigns when this node falls silent.
+/// Hands every led group to a peer that is caught up and stays, while this node still serves: writes go on until each group's
+/// moment. What does not move in time is left to the others' elections.
 async fn step_down(parts: &Parts) {
-    let led = parts.replicas.all().into_iter().filter(|replica| replica.group.leadership().borrow().is_leader);
-    let handed = futures::future::join_all(led.map(|replica| async move {
-        if let Err(error) = replica.group.step_down().await {
-            tracing::info!(%error, "leadership was not handed over");
+    let replicas = parts.replicas.all();
+    // All first: a group must not be handed to this node by another while it hands over its own.
+    replicas.iter().for_each(|replica| replica.group.leave());
+    // A transfer that fails leaves its group without a leader for an election, which is then waited for.
+    let within = parts.config.raft.election_max * 4;
+    let handed = futures::future::join_all(replicas.iter().map(|replica| async move {
+        let how = match replica.group.hand_over(within).await {
+            HandedOver::NotLeading => return,
+            HandedOver::Moved => HandoverKind::Moved,
+            HandedOver::NobodyWilling => HandoverKind::NobodyWilling,
+            HandedOver::Late => HandoverKind::Late,
+        };
+        if how != HandoverKind::Moved {
+            tracing::warn!(group = %replica.group.id(), ?how, "leadership was not handed over; the others elect");
         }
+        parts.metrics.handovers.get_or_create(&HandoverLabel { how }).inc();
     }));
-    // A transfer that fails leaves its group without a leader for a while; waiting longer does not mend it.
-    let _ = timeout(parts.config.raft.election_max * 2, handed).await;
+    handed.await;
 }
 
 /// Stops every group, then the links between nodes.

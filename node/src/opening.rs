@@ -68,7 +68,8 @@ async fn open(
     let rows = parts.store.shard(replica)?;
     let kept: Arc<dyn Kept> = rows.clone();
     let served = parts.shards.load(Shard(u16::try_from(shard.shard)?), kept)?;
-    let config = GroupConfig { group, replica, settings: parts.config.raft.clone(), clock: Arc::clone(&parts.clock) };
+    let preference = shard.replicas.iter().map(|replica| replica.replica_id).collect();
+    let config = GroupConfig { group, replica, preference, settings: parts.config.raft.clone() };
     let group = Group::start(config, &parts.log, Box::new(served.machine()), &parts.network).await?;
     if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {
         group.initialize(members(state, shard)).await?;

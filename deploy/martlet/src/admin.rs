@@ -203,6 +203,9 @@ async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
         print("no cluster yet: `martlet admin cluster create` makes one");
         return Ok(());
     };
+    if !reply.meta_unconfirmed.is_empty() {
+        print(&format!("what follows is what this node has, and may be old: {}", reply.meta_unconfirmed));
+    }
     let id: String = meta.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
     print(&format!(
         "cluster {id}: {} shards, {} projects, revision {}",

@@ -5,14 +5,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use martlet_proto::cluster::meta::{MetaAnswer, MetaCommand, ProposeReply, ProposeRequest, meta_command};
+use martlet_proto::cluster::meta::{
+    MetaAnswer, MetaCommand, MetaState, ProposeReply, ProposeRequest, ReadReply, ReadRequest, meta_command,
+};
 use prost::Message;
 use tokio::time::{sleep, timeout};
 
-use super::identity::Identity;
+use super::{identity::Identity, keep::Keeper};
 use crate::{
     clock::Clock,
-    raft::{Group, ProposeError, Reply},
+    raft::{Group, ProposeError, ReadError, Reply},
     rpc::peers::Peers,
     store::ShardStore,
 };
@@ -30,6 +32,12 @@ pub enum MetaError {
     /// No leader answered in time. The command may still be applied; giving it again is harmless.
     #[error("no leader of the meta group answered within {} s; the change may still happen, and may be asked for again", PROPOSE_MAX.as_secs())]
     NoAnswer,
+    /// No leader could make sure in time that it leads.
+    #[error("no leader of the meta group answered a read within {} s: it has no quorum, or this node is cut off from it", within.as_secs())]
+    NoRead {
+        /// How long was waited.
+        within: Duration,
+    },
     /// The replica on this node has stopped.
     #[error("the meta group has stopped on this node: {0}")]
     Stopped(String),
@@ -44,6 +52,7 @@ pub struct MetaGroup {
     pub group: Group,
     /// Its rows.
     pub rows: Arc<ShardStore>,
+    keeper: Keeper,
     peers: Peers,
     clock: Arc<dyn Clock>,
 }
@@ -54,10 +63,11 @@ impl MetaGroup {
         identity: Arc<Identity>,
         group: Group,
         rows: Arc<ShardStore>,
+        keeper: Keeper,
         peers: Peers,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { identity, group, rows, peers, clock }
+        Self { identity, group, rows, keeper, peers, clock }
     }
 
     /// Proposes here, for another node: answered, or told who leads.
@@ -79,6 +89,48 @@ impl MetaGroup {
     pub async fn propose(&self, kind: meta_command::Kind) -> Result<MetaAnswer, MetaError> {
         let command = MetaCommand { now_ms: self.clock.wall_ms(), kind: Some(kind) };
         timeout(PROPOSE_MAX, self.propose_until_answered(&command)).await.unwrap_or(Err(MetaError::NoAnswer))
+    }
+
+    /// Reads here, for another node: after a read check, or told who leads.
+    pub async fn read_here(&self) -> Result<ReadReply, MetaError> {
+        match self.group.read_barrier().await {
+            Ok(_) => Ok(ReadReply { state: Some(MetaState::clone(&self.keeper.newest())), leader_node: 0 }),
+            Err(ReadError::NotLeader { leader, .. }) => {
+                let leader = leader.and_then(|replica| self.identity.node_of_meta(replica));
+                Ok(ReadReply { state: None, leader_node: leader.map_or(0, |node| node.node_id) })
+            }
+            Err(ReadError::Stopped(why)) => Err(MetaError::Stopped(why)),
+        }
+    }
+
+    /// The state with every change that was answered before, read where the leader is.
+    pub async fn read(&self, within: Duration) -> Result<MetaState, MetaError> {
+        timeout(within, self.read_until_answered()).await.unwrap_or(Err(MetaError::NoRead { within }))
+    }
+
+    async fn read_until_answered(&self) -> Result<MetaState, MetaError> {
+        let mut ask = self.identity.node_id;
+        let mut others = self.identity.nodes.iter().map(|node| node.node_id).cycle();
+        loop {
+            let reply = if ask == self.identity.node_id { self.read_here().await } else { self.read_at(ask).await };
+            match reply {
+                Ok(ReadReply { state: Some(state), .. }) => return Ok(state),
+                Ok(reply) if reply.leader_node != 0 && reply.leader_node != ask => ask = reply.leader_node,
+                Ok(_) | Err(_) => {
+                    sleep(PAUSE).await;
+                    ask = others.next().expect("a cluster has nodes");
+                }
+            }
+        }
+    }
+
+    async fn read_at(&self, node_id: u64) -> Result<ReadReply, MetaError> {
+        let node = self.identity.nodes.iter().find(|node| node.node_id == node_id).ok_or(MetaError::NoAnswer)?;
+        let mut meta = self.peers.meta(node);
+        match timeout(ONE_TRY_MAX, meta.read(ReadRequest {})).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(_)) | Err(_) => Err(MetaError::NoAnswer),
+        }
     }
 
     async fn propose_until_answered(&self, command: &MetaCommand) -> Result<MetaAnswer, MetaError> {
@@ -104,7 +156,7 @@ impl MetaGroup {
 
     async fn propose_at(&self, node_id: u64, command: &MetaCommand) -> Result<ProposeReply, MetaError> {
         let node = self.identity.nodes.iter().find(|node| node.node_id == node_id).ok_or(MetaError::NoAnswer)?;
-        let mut meta = self.peers.meta(&node.address).map_err(|_| MetaError::NoAnswer)?;
+        let mut meta = self.peers.meta(node);
         let request = ProposeRequest { command: Some(command.clone()) };
         match timeout(ONE_TRY_MAX, meta.propose(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),

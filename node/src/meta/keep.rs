@@ -60,6 +60,11 @@ impl Keeper {
         });
     }
 
+    /// The newest that was applied, on disk or not yet.
+    pub fn newest(&self) -> Arc<MetaState> {
+        Arc::clone(&self.applied.borrow())
+    }
+
     /// What is kept, and every change of it.
     pub fn kept(&self) -> watch::Receiver<Arc<MetaState>> {
         self.kept.subscribe()

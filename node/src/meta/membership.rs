@@ -114,14 +114,22 @@ impl Membership {
         let config = GroupConfig {
             group: GroupId::META,
             replica,
+            // Whoever is elected stays: the meta group's load is no reason to move it.
+            preference: vec![],
             settings: parts.config.raft.clone(),
-            clock: Arc::clone(&parts.clock),
         };
         let group = Group::start(config, &parts.log, Box::new(machine), &parts.network)
             .await
             .map_err(|error| here(error.to_string()))?;
         parts.replicas.insert(replicas::Replica { id: replica, group: group.clone(), rows: Arc::clone(&rows) });
-        let meta = MetaGroup::new(Arc::new(identity), group, rows, parts.peers.clone(), Arc::clone(&parts.clock));
+        let meta = MetaGroup::new(
+            Arc::new(identity),
+            group,
+            rows,
+            parts.keeper.clone(),
+            parts.peers.clone(),
+            Arc::clone(&parts.clock),
+        );
         self.member.send_replace(Some(meta.clone()));
         Ok(meta)
     }
@@ -255,7 +263,7 @@ impl Membership {
         peer: &Node,
         call: impl AsyncFnOnce(AdminClient<tonic::transport::Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, JoinError> {
-        let admin = self.parts.peers.admin(&peer.address).map_err(|error| peer_error(peer, error.to_string()))?;
+        let admin = self.parts.peers.admin(peer);
         match timeout(PEER_MAX, call(admin)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(peer_error(peer, status.message().into())),

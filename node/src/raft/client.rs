@@ -22,7 +22,7 @@ use super::{
     group::Member,
     line::{Appends, Mailbox},
     local::Local,
-    network::{Network, Peer},
+    network::{Asked, Network, Peer},
     types::{LogId, Types, Vote},
 };
 
@@ -40,14 +40,26 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Term and last entry of another replica, or `None` when it does not answer. Changes nothing there.
-    pub(super) async fn standing(&self, target: u64, node: &Member, timeout: Duration) -> Option<(u64, Option<LogId>)> {
+    /// How another replica stands, or `None` when it does not answer. Changes nothing there.
+    pub(super) async fn standing(&self, target: u64, node: &Member, timeout: Duration) -> Option<Standing> {
         let client = self.client(target, node, Purpose::Heartbeat);
         // No replica grants this, and every answer says where it stands.
         let nothing = VoteRequest::new(Vote::new(0, self.local.replica), None);
         let answer = client.ask_for_vote(nothing, liveness_call::Kind::PreVote, timeout).await.ok()?;
-        Some((answer.vote.leader_id().term, answer.last_log_id))
+        let (term, last) = (answer.vote?.term, answer.last.as_ref().map(from_log_id));
+        Some(Standing { term, last, is_willing: !answer.unwilling })
     }
+}
+
+/// How a replica stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    /// Newest term it has voted in.
+    pub(super) term: u64,
+    /// Its last entry.
+    pub(super) last: Option<LogId>,
+    /// Whether it would take leadership.
+    pub(super) is_willing: bool,
 }
 
 impl RaftNetworkFactory<Types> for Clients {
@@ -108,27 +120,12 @@ impl Client {
         action: RPCTypes,
         timeout: Duration,
     ) -> Rpc<liveness_reply::Outcome> {
-        let call = self.network.next_key();
-        let asking = async {
-            let mut mailbox = self.peer.liveness.mailbox(call, 1).await.map_err(unreachable)?;
-            let call = wire::LivenessCall {
-                call,
-                group: self.local.group.0,
-                from_replica: self.local.replica,
-                to_replica: self.target,
-                kind: Some(kind),
-            };
-            mailbox.send(call).await.map_err(broken)?;
-            let reply = mailbox.recv().await.ok_or_else(|| broken("connection closed"))?;
-            match reply.outcome {
-                Some(liveness_reply::Outcome::Failed(why)) => Err(unreachable(why)),
-                Some(outcome) => Ok(outcome),
-                None => Err(broken("empty reply")),
-            }
-        };
-        match tokio::time::timeout(timeout, asking).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.timed_out(action, timeout)),
+        let to = (self.local.group.0, self.local.replica, self.target);
+        match self.peer.ask(self.network.next_key(), to, kind, timeout).await {
+            Asked::Answered(outcome) => Ok(outcome),
+            Asked::Broken(why) => Err(broken(why)),
+            Asked::Unreachable(why) => Err(unreachable(why)),
+            Asked::Silent => Err(self.timed_out(action, timeout)),
         }
     }
 
@@ -137,16 +134,17 @@ impl Client {
         request: VoteRequest<Types>,
         kind: fn(wire::VoteCall) -> liveness_call::Kind,
         timeout: Duration,
-    ) -> Rpc<VoteResponse<Types>> {
+    ) -> Rpc<wire::VoteAnswer> {
+        // openraft marks both as transfers; only the leader's own word overrides its lease without a look.
+        let lost_leader = self.local.claimed(request.vote.leader_id().term).unwrap_or(0);
         let call = wire::VoteCall {
             vote: Some(to_vote(&request.vote)),
             last: request.last_log_id.as_ref().map(to_log_id),
-            leadership_transfer: request.leadership_transfer,
+            leadership_transfer: request.leadership_transfer && lost_leader == 0,
+            lost_leader,
         };
         match self.ask(kind(call), RPCTypes::Vote, timeout).await? {
-            liveness_reply::Outcome::Vote(wire::VoteAnswer { vote: Some(vote), granted, last }) => {
-                Ok(VoteResponse::new(from_vote(&vote), last.as_ref().map(from_log_id), granted))
-            }
+            liveness_reply::Outcome::Vote(answer) => Ok(answer),
             _ => Err(broken("not an answer to a vote")),
         }
     }
@@ -286,12 +284,17 @@ fn async_one<T>(future: impl Future<Output = Option<T>>) -> impl Stream<Item = T
 
 impl NetVote<Types> for Client {
     async fn vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Rpc<VoteResponse<Types>> {
-        self.ask_for_vote(rpc, liveness_call::Kind::Vote, option.soft_ttl()).await
+        vote_response(self.ask_for_vote(rpc, liveness_call::Kind::Vote, option.soft_ttl()).await?)
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest<Types>, option: RPCOption) -> Rpc<VoteResponse<Types>> {
-        self.ask_for_vote(rpc, liveness_call::Kind::PreVote, option.soft_ttl()).await
+        vote_response(self.ask_for_vote(rpc, liveness_call::Kind::PreVote, option.soft_ttl()).await?)
     }
+}
+
+fn vote_response(answer: wire::VoteAnswer) -> Rpc<VoteResponse<Types>> {
+    let vote = answer.vote.ok_or_else(|| broken("an answer to a vote without a vote"))?;
+    Ok(VoteResponse::new(from_vote(&vote), answer.last.as_ref().map(from_log_id), answer.granted))
 }
 
 impl NetTransferLeader<Types> for Client {

@@ -1,7 +1,6 @@
 //! A running Raft group, as the rest of the node sees it.
 //!
-//! Left out for now: the ask-first rule that elects at once when connections to a leader close; snapshots between nodes, so
-//! that the log is purged only to where every replica is; changes of membership.
+//! Left out for now: snapshots between nodes, so that the log is purged only to where every replica is; changes of membership.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,10 +31,12 @@ use super::{
     types::{Command, Raft, Types},
     watcher,
 };
-use crate::{
-    clock::Clock,
-    log::{GroupId, Log},
-};
+use crate::log::{GroupId, Log};
+
+/// Between two looks for a successor that is caught up.
+const SUCCESSOR_PAUSE: Duration = Duration::from_millis(50);
+/// Looks that find nobody who would lead, before it is given up.
+const UNWILLING_MAX: u32 = 4;
 
 /// Where a replica lives.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,10 +54,10 @@ pub struct GroupConfig {
     pub group: GroupId,
     /// This node's replica of it; given by the meta group, never reused.
     pub replica: u64,
+    /// Replicas in the order in which they are to lead; empty: in no order.
+    pub preference: Vec<u64>,
     /// Timers and bounds.
     pub settings: RaftSettings,
-    /// Monotonic time for the lease.
-    pub clock: Arc<dyn Clock>,
 }
 
 /// Who leads, as this replica knows it.
@@ -104,6 +106,19 @@ pub enum ReadError {
     /// The group has stopped on this node.
     #[error("the group has stopped: {0}")]
     Stopped(String),
+}
+
+/// What came of handing leadership over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandedOver {
+    /// There was nothing to hand over.
+    NotLeading,
+    /// Another replica leads.
+    Moved,
+    /// No voter that answers would take it.
+    NobodyWilling,
+    /// Not within the time given. Whoever was asked may still take it.
+    Late,
 }
 
 /// Why a group cannot be started, created, or changed.
@@ -173,7 +188,7 @@ impl Group {
         machine: Box<dyn Machine>,
         network: &Network,
     ) -> Result<Group, GroupError> {
-        let GroupConfig { group, replica, settings, .. } = config;
+        let GroupConfig { group, replica, preference, settings } = config;
         let failed = |what: String| GroupError { group, what };
         let log = log.group(group);
         let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
@@ -182,7 +197,7 @@ impl Group {
         if let Some(what) = applier.contradiction() {
             return Err(failed(format!("replica {replica} cannot start: {what}")));
         }
-        let local = Arc::new(Local::new(group, replica, log.clone(), !fresh));
+        let local = Arc::new(Local::new(group, replica, preference, log.clone(), !fresh));
         let openraft = settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?;
         let clients = Clients { network: network.clone(), local: local.clone() };
         let raft = Raft::new(replica, Arc::new(openraft), clients, Storage(log.clone()), applier)
@@ -266,8 +281,9 @@ impl Group {
     }
 
     /// Whether no other replica can lead at this moment: a quorum has answered something that was sent less than the election
-    /// minimum ago (no voter of it votes before the election maximum). The gap between the two is the margin for clocks. A
-    /// sole voter that leads needs nobody's answer.
+    /// minimum ago (no voter of it votes before the election maximum). The gap between the two is the margin for clocks. What
+    /// was sent before the lines to a majority closed does not count: voters that have lost their leader do not wait. A sole
+    /// voter that leads needs nobody's answer.
     pub fn lease_valid(&self) -> bool {
         let leadership = *self.leadership.borrow();
         if !leadership.is_leader || self.given_up.load(Ordering::SeqCst) >= leadership.term {
@@ -278,7 +294,7 @@ impl Group {
         }
         let metrics = self.raft.data_metrics();
         let acked = metrics.borrow_watched().last_quorum_acked;
-        acked.is_some_and(|at| at.elapsed() < self.settings.election_min)
+        acked.is_some_and(|at| at.elapsed() < self.settings.election_min && self.local.is_reached_since(*at))
     }
 
     /// For operators.
@@ -333,23 +349,87 @@ impl Group {
         Ok(upto)
     }
 
-    /// Hands leadership to a caught-up voter that answered lately, if there is one; returns who was asked. Best effort: the
-    /// leadership watch tells how it went.
-    pub async fn step_down(&self) -> Result<Option<u64>, GroupError> {
-        let Some(to) = self.successor() else { return Ok(None) };
-        self.transfer_leader(to).await?;
-        Ok(Some(to))
+    /// Takes no leadership from now on: the node is about to stop.
+    pub fn leave(&self) {
+        self.local.leave();
+        self.raft.runtime_config().elect(false);
     }
 
-    /// Hands leadership to this replica; refused unless it is a voter, caught up, and answered lately: a transfer that fails
-    /// leaves the group without a leader for an election.
-    pub async fn transfer_leader(&self, to: u64) -> Result<(), GroupError> {
-        let failed = |what: String| GroupError { group: self.id(), what };
-        if !self.caught_up_voters().contains(&to) {
-            return Err(failed(format!("replica {to} is not ready to lead")));
+    /// Hands leadership to a voter that is caught up and takes it, and waits until another leads; as long as one lags it is
+    /// waited for. Writes go on until the moment of the transfer.
+    pub async fn hand_over(&self, within: Duration) -> HandedOver {
+        if !self.leadership.borrow().is_leader {
+            return HandedOver::NotLeading;
         }
+        tokio::time::timeout(within, self.hand_over_to_any()).await.unwrap_or(HandedOver::Late)
+    }
+
+    async fn hand_over_to_any(&self) -> HandedOver {
+        let mut leadership = self.leadership();
+        for unwilling in 1.. {
+            if !leadership.borrow().is_leader {
+                break;
+            }
+            let (ready, any) = self.successors().await;
+            if let Some(to) = ready.first() {
+                if let Err(e) = self.give_to(*to).await {
+                    tracing::info!(group = %self.id(), error = %e, "leadership is not handed over");
+                    return HandedOver::Late;
+                }
+                break;
+            }
+            if !any && unwilling >= UNWILLING_MAX {
+                return HandedOver::NobodyWilling;
+            }
+            tokio::time::sleep(SUCCESSOR_PAUSE).await;
+        }
+        let own = self.local.replica;
+        match leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != own)).await {
+            Ok(_) => HandedOver::Moved,
+            Err(_) => HandedOver::Late,
+        }
+    }
+
+    /// Hands leadership to this replica; refused unless it is a voter, caught up, answers now and takes it: a transfer that
+    /// fails leaves the group without a leader for an election (openraft #2088). The leadership watch tells how it went.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), GroupError> {
+        if !self.successors().await.0.contains(&to) {
+            return Err(GroupError { group: self.id(), what: format!("replica {to} is not ready to lead") });
+        }
+        self.give_to(to).await
+    }
+
+    async fn give_to(&self, to: u64) -> Result<(), GroupError> {
         self.given_up.fetch_max(self.leadership.borrow().term, Ordering::SeqCst);
+        let failed = |what: String| GroupError { group: self.id(), what };
         self.raft.trigger().transfer_leader(to).await.map_err(|e| failed(e.to_string()))
+    }
+
+    /// The replica that should lead instead of this one, if it is ready: the first of the list that is live, once it has been up
+    /// for [`RaftSettings::balance_after`] and is caught up. `None` also when this replica is that one, or does not lead.
+    pub fn preferred(&self) -> Option<u64> {
+        if !self.leadership.borrow().first_applied {
+            return None;
+        }
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        for id in self.local.preference() {
+            if *id == self.local.replica {
+                return None;
+            }
+            let up_for = membership.get_node(id).map(|member| self.network.presence().up_for(member.node));
+            if up_for.is_some_and(|up| !up.is_zero()) {
+                let is_ready = up_for >= Some(self.settings.balance_after) && self.caught_up_voters().contains(id);
+                return is_ready.then_some(*id);
+            }
+        }
+        None
+    }
+
+    /// What the wall clocks of the other voters' nodes say now, as far as they were heard lately; milliseconds since 1970.
+    pub fn peer_clocks_ms(&self) -> Vec<u64> {
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        let others = membership.voter_ids().filter_map(|id| Some(membership.get_node(&id)?.node));
+        self.network.presence().clocks_ms(others.filter(|node| *node != self.network.node()))
     }
 
     /// Stops the replica; it can be started again.
@@ -361,11 +441,23 @@ impl Group {
         self.ending.cancel();
     }
 
-    fn successor(&self) -> Option<u64> {
-        self.caught_up_voters().first().copied()
+    /// Voters that are caught up and say that they would lead, the best first; and whether any voter that answers would.
+    async fn successors(&self) -> (Vec<u64>, bool) {
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        let clients = Clients { network: self.network.clone(), local: self.local.clone() };
+        let asked = membership.voter_ids().filter(|id| *id != self.local.replica).filter_map(|id| {
+            let (clients, member) = (&clients, membership.get_node(&id)?.clone());
+            Some(async move {
+                let standing = clients.standing(id, &member, self.settings.election_min).await?;
+                standing.is_willing.then_some(id)
+            })
+        });
+        let willing: Vec<u64> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        let ready = self.caught_up_voters().into_iter().filter(|id| willing.contains(id)).collect();
+        (ready, !willing.is_empty())
     }
 
-    /// Voters that this leader could hand over to, the most advanced first.
+    /// Voters that this leader could hand over to by their logs, the most advanced first.
     fn caught_up_voters(&self) -> Vec<u64> {
         let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
         let metrics = self.raft.data_metrics();
@@ -384,7 +476,7 @@ impl Group {
             .filter(|id| *id != self.local.replica && lately(id))
             .filter(|id| matched(id) + super::settings::TRANSFER_LAG >= last)
             .collect();
-        ready.sort_by_key(|id| std::cmp::Reverse(matched(id)));
+        ready.sort_by_key(|id| (std::cmp::Reverse(matched(id)), self.local.place(*id)));
         ready
     }
 

@@ -7,7 +7,10 @@
 use std::{
     collections::BTreeMap,
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,11 +22,14 @@ use martlet_proto::cluster::raft::{
     LivenessReply, raft_client::RaftClient,
 };
 use prost::Message;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
-    Status, Streaming,
+    Request, Status, Streaming,
     codegen::Service,
     transport::{Channel, Endpoint, Uri},
 };
@@ -31,6 +37,7 @@ use tonic::{
 use super::{
     group::Member,
     links::{Links, Wire},
+    presence::Presence,
 };
 
 /// Largest frame that is taken; far above what is sent.
@@ -39,6 +46,8 @@ pub(super) const FRAME_BYTES_MAX: usize = 64 << 20;
 const FRAME_BYTES: usize = 1 << 20;
 /// Calls that may wait for a frame.
 const QUEUE: usize = 64;
+/// Metadata of a stream that names the node it comes from.
+pub(super) const NODE_HEADER: &str = "martlet-node";
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a failed dial all who ask within this time get its error: one dial for all groups.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);
@@ -52,13 +61,15 @@ pub(super) trait Lane: Send + Sync + 'static {
     type Reply: Send;
     type Frame: Send;
     type FrameReply: Send;
-    fn frame(calls: Vec<Self::Call>) -> Self::Frame;
+    fn frame(calls: Vec<Self::Call>, wall_ms: u64) -> Self::Frame;
     fn replies(frame: Self::FrameReply) -> Vec<Self::Reply>;
+    /// The peer's wall clock, if frames of the kind carry it.
+    fn wall_ms(frame: &Self::FrameReply) -> Option<u64>;
     /// Who waits for the reply.
     fn key(reply: &Self::Reply) -> u64;
     fn open(
         client: RaftClient<Channel>,
-        frames: ReceiverStream<Self::Frame>,
+        frames: Request<ReceiverStream<Self::Frame>>,
     ) -> BoxFuture<'static, Result<Streaming<Self::FrameReply>, Status>>;
 }
 
@@ -72,8 +83,12 @@ impl Lane for Appends {
     type Frame = AppendFrame;
     type FrameReply = AppendFrameReply;
 
-    fn frame(calls: Vec<AppendCall>) -> AppendFrame {
+    fn frame(calls: Vec<AppendCall>, _: u64) -> AppendFrame {
         AppendFrame { calls }
+    }
+
+    fn wall_ms(_: &AppendFrameReply) -> Option<u64> {
+        None
     }
 
     fn replies(frame: AppendFrameReply) -> Vec<AppendReply> {
@@ -86,7 +101,7 @@ impl Lane for Appends {
 
     fn open(
         mut client: RaftClient<Channel>,
-        frames: ReceiverStream<AppendFrame>,
+        frames: Request<ReceiverStream<AppendFrame>>,
     ) -> BoxFuture<'static, Result<Streaming<AppendFrameReply>, Status>> {
         Box::pin(async move { Ok(client.append(frames).await?.into_inner()) })
     }
@@ -102,8 +117,12 @@ impl Lane for Liveness {
     type Frame = LivenessFrame;
     type FrameReply = LivenessFrameReply;
 
-    fn frame(calls: Vec<LivenessCall>) -> LivenessFrame {
-        LivenessFrame { calls }
+    fn frame(calls: Vec<LivenessCall>, wall_ms: u64) -> LivenessFrame {
+        LivenessFrame { calls, wall_ms }
+    }
+
+    fn wall_ms(frame: &LivenessFrameReply) -> Option<u64> {
+        Some(frame.wall_ms)
     }
 
     fn replies(frame: LivenessFrameReply) -> Vec<LivenessReply> {
@@ -116,7 +135,7 @@ impl Lane for Liveness {
 
     fn open(
         mut client: RaftClient<Channel>,
-        frames: ReceiverStream<LivenessFrame>,
+        frames: Request<ReceiverStream<LivenessFrame>>,
     ) -> BoxFuture<'static, Result<Streaming<LivenessFrameReply>, Status>> {
         Box::pin(async move { Ok(client.liveness(frames).await?.into_inner()) })
     }
@@ -125,10 +144,24 @@ impl Lane for Liveness {
 /// See the module.
 pub(super) struct Line<L: Lane> {
     peer: Member,
-    links: Arc<dyn Links>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    home: Home,
     state: tokio::sync::Mutex<State<L>>,
+    /// Connections that are up: one, or for a moment two.
+    open: Arc<AtomicUsize>,
+}
+
+/// What all lines of a node share.
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    /// The node itself.
+    pub(super) node: u64,
+    pub(super) links: Arc<dyn Links>,
+    pub(super) presence: Arc<Presence>,
+    /// Owner of the tasks that serve lines.
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    /// Told when a line has closed.
+    pub(super) closings: Arc<Notify>,
 }
 
 impl<L: Lane> fmt::Debug for Line<L> {
@@ -144,8 +177,13 @@ enum State<L: Lane> {
 }
 
 impl<L: Lane> Line<L> {
-    pub(super) fn new(peer: Member, links: Arc<dyn Links>, tasks: TaskTracker, stop: CancellationToken) -> Line<L> {
-        Line { peer, links, tasks, stop, state: tokio::sync::Mutex::new(State::Idle) }
+    pub(super) fn new(peer: Member, home: Home) -> Line<L> {
+        Line { peer, home, state: tokio::sync::Mutex::new(State::Idle), open: Arc::default() }
+    }
+
+    /// Whether it is connected now.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst) > 0
     }
 
     /// Opens a mailbox for replies under this key, dialling if need be. `replies` is the most that may wait in it.
@@ -190,7 +228,7 @@ impl<L: Lane> Line<L> {
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(DEAD_AFTER)
             .keep_alive_while_idle(true)
-            .connect_with_connector(Dialer { peer: self.peer.clone(), links: self.links.clone() })
+            .connect_with_connector(Dialer::new(self.peer.clone(), self.home.links.clone()))
             .await
             .map_err(|e| format!("dialling {}: {e}", self.peer.address))?;
         let client = RaftClient::new(channel)
@@ -198,16 +236,19 @@ impl<L: Lane> Line<L> {
             .max_encoding_message_size(FRAME_BYTES_MAX);
         // Room for one frame: while it waits for the network the next one gathers calls.
         let (frames_tx, frames) = mpsc::channel(1);
-        let mut replies = L::open(client, ReceiverStream::new(frames)).await.map_err(|e| e.to_string())?;
+        let mut request = Request::new(ReceiverStream::new(frames));
+        request.metadata_mut().insert(NODE_HEADER, self.home.node.into());
+        let mut replies = L::open(client, request).await.map_err(|e| e.to_string())?;
         let (queue, mut calls) = mpsc::channel(QUEUE);
-        let closed = self.stop.child_token();
+        let Home { presence, tasks, stop, closings, .. } = self.home.clone();
+        let closed = stop.child_token();
         let connection = Arc::new(Connection::<L> { queue, waiting: Mutex::default(), closed: closed.clone() });
 
         // Both tasks end when the connection breaks or the network is shut down; the tracker awaits them.
-        let ending = closed.clone();
-        self.tasks.spawn(async move {
+        let (ending, clock) = (closed.clone(), presence.clone());
+        tasks.spawn(async move {
             let sending = async {
-                while let Some(frame) = gather::<L>(&mut calls).await {
+                while let Some(frame) = gather::<L>(&mut calls, &clock).await {
                     if frames_tx.send(frame).await.is_err() {
                         break;
                     }
@@ -216,14 +257,21 @@ impl<L: Lane> Line<L> {
             tokio::select! { () = ending.cancelled() => {}, () = sending => ending.cancel() }
         });
         let receiving = Arc::downgrade(&connection);
-        self.tasks.spawn(async move {
+        let (open, node) = (self.open.clone(), self.peer.node);
+        open.fetch_add(1, Ordering::SeqCst);
+        tasks.spawn(async move {
             let dispatching = async {
                 while let Ok(Some(frame)) = replies.message().await {
+                    if let Some(wall_ms) = L::wall_ms(&frame) {
+                        presence.heard(node, wall_ms);
+                    }
                     let Some(connection) = receiving.upgrade() else { break };
                     connection.dispatch(L::replies(frame));
                 }
             };
             tokio::select! { () = closed.cancelled() => {}, () = dispatching => closed.cancel() }
+            open.fetch_sub(1, Ordering::SeqCst);
+            closings.notify_one();
             if let Some(connection) = receiving.upgrade() {
                 lock(&connection.waiting).clear();
             }
@@ -233,7 +281,7 @@ impl<L: Lane> Line<L> {
 }
 
 /// Everything that is queued, up to the size of a frame; `None` when nobody can queue any more.
-async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>) -> Option<L::Frame> {
+async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presence) -> Option<L::Frame> {
     let first = queue.recv().await?;
     let mut bytes = first.encoded_len();
     let mut calls = vec![first];
@@ -243,7 +291,7 @@ async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>) -> Option<L::Frame
         bytes += call.encoded_len();
         calls.push(call);
     }
-    Some(L::frame(calls))
+    Some(L::frame(calls, presence.wall_ms()))
 }
 
 struct Connection<L: Lane> {
@@ -299,9 +347,17 @@ impl<L: Lane> Drop for Mailbox<L> {
 }
 
 /// Gives tonic the wire that [`Links`] dials.
-struct Dialer {
+#[derive(Debug, Clone)]
+pub struct Dialer {
     peer: Member,
     links: Arc<dyn Links>,
+}
+
+impl Dialer {
+    /// Dials this peer.
+    pub fn new(peer: Member, links: Arc<dyn Links>) -> Dialer {
+        Dialer { peer, links }
+    }
 }
 
 impl Service<Uri> for Dialer {

@@ -8,15 +8,17 @@ use std::{
     },
 };
 
-use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, async_runtime::watch::WatchReceiver, type_config::alias::InstantOf};
 
-use super::types::{LogId, Raft, Vote, log_id, position, vote};
+use super::types::{LogId, Raft, Types, Vote, log_id, position, vote};
 use crate::log::{GroupId, GroupLog};
 
 /// Shared by the group's handle, its clients to peers, and the service that peers call.
 pub(super) struct Local {
     pub(super) group: GroupId,
     pub(super) replica: u64,
+    /// Replicas in the order in which they are to lead.
+    preference: Vec<u64>,
     pub(super) log: GroupLog,
     /// Set once, when the group runs.
     pub(super) raft: OnceLock<Raft>,
@@ -28,6 +30,12 @@ pub(super) struct Local {
     heard: Mutex<Option<LogId>>,
     /// A replica that dropped a drain and has heard every voter votes only above this.
     floor: Mutex<Option<Floor>>,
+    /// About to stop: takes no leadership.
+    leaving: AtomicBool,
+    /// The term in which this replica campaigns because a majority has lost the leader before, and that leader's node.
+    claim: Mutex<Option<(u64, u64)>>,
+    /// As a leader it was cut off from a majority at this time: what was sent before is no lease.
+    cut_off: Mutex<Option<InstantOf<Types>>>,
     /// Replicas that may lose what they had once, and the term in which that was allowed.
     reverts: Mutex<BTreeMap<u64, u64>>,
 }
@@ -48,22 +56,67 @@ impl std::fmt::Debug for Local {
 }
 
 impl Local {
-    pub(super) fn new(group: GroupId, replica: u64, log: GroupLog, quiet: bool) -> Local {
+    pub(super) fn new(group: GroupId, replica: u64, preference: Vec<u64>, log: GroupLog, quiet: bool) -> Local {
         Local {
             group,
             replica,
+            preference,
             log,
             raft: OnceLock::new(),
             quiet: AtomicBool::new(quiet),
             everywhere: AtomicU64::new(0),
             heard: Mutex::default(),
             floor: Mutex::default(),
+            leaving: AtomicBool::new(false),
+            claim: Mutex::default(),
+            cut_off: Mutex::default(),
             reverts: Mutex::default(),
         }
     }
 
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::SeqCst)
+    }
+
+    /// Replicas in the order in which they are to lead.
+    pub(super) fn preference(&self) -> &[u64] {
+        &self.preference
+    }
+
+    /// A replica's place in that order; one that is not named comes last.
+    pub(super) fn place(&self, replica: u64) -> usize {
+        self.preference.iter().position(|id| *id == replica).unwrap_or(usize::MAX)
+    }
+
+    /// Takes no leadership from now on.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it would not take leadership now.
+    pub(super) fn is_unwilling(&self) -> bool {
+        self.is_quiet() || self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// Votes asked for in `term` say that a majority has lost the leader on `node`.
+    pub(super) fn claim(&self, term: u64, node: u64) {
+        *self.claim.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some((term, node));
+    }
+
+    /// The node whose loss is the reason of a campaign in `term`.
+    pub(super) fn claimed(&self, term: u64) -> Option<u64> {
+        let claim = *self.claim.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        claim.filter(|(claimed, _)| *claimed == term).map(|(_, node)| node)
+    }
+
+    /// A majority cannot be reached at this moment.
+    pub(super) fn cut_off(&self) {
+        *self.cut_off.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(InstantOf::<Types>::now());
+    }
+
+    /// Whether something that a majority has acknowledged was sent since this leader was last cut off from it.
+    pub(super) fn is_reached_since(&self, sent: InstantOf<Types>) -> bool {
+        self.cut_off.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_none_or(|at| sent > at)
     }
 
     /// The newest vote, as a refusal carries it.

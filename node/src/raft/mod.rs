@@ -2,7 +2,8 @@
 //!
 //! A [`Group`] is a running replica: proposals in, entries applied to its [`Machine`], leadership told. Its log is the node's
 //! (`storage` over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): `client` asks peers,
-//! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them.
+//! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them. `presence` is what
+//! it knows of other nodes, `lost` what followers do when a leader's connections close.
 
 mod client;
 mod encode;
@@ -10,8 +11,10 @@ mod group;
 mod line;
 pub mod links;
 mod local;
+mod lost;
 mod machine;
 mod network;
+mod presence;
 mod service;
 mod settings;
 mod storage;
@@ -21,7 +24,8 @@ mod watcher;
 #[cfg(test)]
 mod tests;
 
-pub use group::{Group, GroupConfig, GroupError, GroupStatus, Leadership, Member, ProposeError, ReadError};
+pub use group::{Group, GroupConfig, GroupError, GroupStatus, HandedOver, Leadership, Member, ProposeError, ReadError};
+pub use line::Dialer;
 pub use links::{DirectLinks, Links, Wire};
 pub use machine::{Machine, MachineError, Reply};
 pub use network::Network;

@@ -1,28 +1,32 @@
 //! This node's lines to its peers and the groups that use them.
 //!
 //! Per peer two connections: one for the appends of all groups, one for heartbeats, votes and transfers. Owns every task of
-//! Raft's network; [`Network::shutdown`] ends them all.
+//! Raft's network; [`Network::shutdown`] ends them all. Knows which nodes are connected (`presence`) and has each led group
+//! told when a majority of its lines has closed: whatever was acknowledged before is no lease any more.
 
 use std::{
     collections::BTreeMap,
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use martlet_proto::cluster::raft::raft_server::RaftServer;
+use martlet_proto::cluster::raft::{LivenessCall, liveness_call, liveness_reply, raft_server::RaftServer};
+use openraft::async_runtime::watch::WatchReceiver;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     group::Member,
-    line::{Appends, FRAME_BYTES_MAX, Line, Liveness},
+    line::{Appends, FRAME_BYTES_MAX, Home, Line, Liveness},
     links::Links,
     local::Local,
+    presence::Presence,
     service::RaftService,
 };
-use crate::log::GroupId;
+use crate::{clock::Clock, log::GroupId};
 
 /// This node's connections to its peers and its groups, shared by all of them. Cloning gives another handle.
 #[derive(Debug, Clone)]
@@ -30,13 +34,12 @@ pub struct Network(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    node: u64,
-    links: Arc<dyn Links>,
+    home: Home,
     peers: Mutex<BTreeMap<(u64, String), Arc<Peer>>>,
     groups: Mutex<BTreeMap<GroupId, Arc<Local>>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
     keys: AtomicU64,
+    /// Set once, when the first group is registered: the task that looks after closed lines runs.
+    watched: OnceLock<()>,
 }
 
 /// Lines to one node at one address.
@@ -47,22 +50,28 @@ pub(super) struct Peer {
 }
 
 impl Network {
-    /// Nothing is dialled before a group needs it.
-    pub fn new(node: u64, links: Arc<dyn Links>) -> Network {
-        Network(Arc::new(Inner {
+    /// Nothing is dialled before a group needs it. Peers are told what the wall clock of `clock` says, and only that.
+    pub fn new(node: u64, links: Arc<dyn Links>, clock: Arc<dyn Clock>) -> Network {
+        let home = Home {
             node,
             links,
-            peers: Mutex::default(),
-            groups: Mutex::default(),
+            presence: Arc::new(Presence::new(clock)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            closings: Arc::default(),
+        };
+        Network(Arc::new(Inner {
+            home,
+            peers: Mutex::default(),
+            groups: Mutex::default(),
             keys: AtomicU64::new(1),
+            watched: OnceLock::new(),
         }))
     }
 
     /// The id of this node.
     pub fn node(&self) -> u64 {
-        self.0.node
+        self.0.home.node
     }
 
     /// What peers call. Served as it is it takes frames of at most 4 MiB: use [`Network::server`].
@@ -79,22 +88,22 @@ impl Network {
 
     /// Ends all connections and the tasks that serve them. Stop the groups first.
     pub fn shutdown(&self) {
-        self.0.stop.cancel();
-        self.0.tasks.close();
+        self.0.home.stop.cancel();
+        self.0.home.tasks.close();
     }
 
     /// Until every task has ended, after [`Network::shutdown`].
     pub async fn ended(&self) {
-        self.0.tasks.wait().await;
+        self.0.home.tasks.wait().await;
     }
 
     pub(super) fn peer(&self, member: &Member) -> Arc<Peer> {
         let key = (member.node, member.address.clone());
         let open = || {
-            let Inner { links, tasks, stop, .. } = &*self.0;
+            let home = &self.0.home;
             Arc::new(Peer {
-                appends: Line::new(member.clone(), links.clone(), tasks.clone(), stop.clone()),
-                liveness: Line::new(member.clone(), links.clone(), tasks.clone(), stop.clone()),
+                appends: Line::new(member.clone(), home.clone()),
+                liveness: Line::new(member.clone(), home.clone()),
             })
         };
         lock(&self.0.peers).entry(key).or_insert_with(open).clone()
@@ -107,6 +116,41 @@ impl Network {
 
     pub(super) fn register(&self, local: Arc<Local>) {
         lock(&self.0.groups).insert(local.group, local);
+        if self.0.watched.set(()).is_ok() {
+            let network = self.clone();
+            self.spawn(async move {
+                loop {
+                    network.0.home.closings.notified().await;
+                    network.locals().iter().for_each(|local| network.drop_lease_if_cut_off(local));
+                }
+            });
+        }
+    }
+
+    /// All groups of this node.
+    pub(super) fn locals(&self) -> Vec<Arc<Local>> {
+        lock(&self.0.groups).values().cloned().collect()
+    }
+
+    /// What this node knows of other nodes.
+    pub(super) fn presence(&self) -> &Presence {
+        &self.0.home.presence
+    }
+
+    /// A leader without lines to a majority does not wait for its lease to run out: its followers may have found out, and
+    /// elect another already.
+    fn drop_lease_if_cut_off(&self, local: &Local) {
+        let Some(raft) = local.raft.get() else { return };
+        let membership = raft.server_metrics().borrow_watched().membership_config.clone();
+        let (mut voters, mut reached) = (0, 0);
+        for id in membership.voter_ids() {
+            voters += 1;
+            let line = || membership.get_node(&id).map(|member| self.peer(member));
+            reached += usize::from(id == local.replica || line().is_some_and(|peer| peer.liveness.is_open()));
+        }
+        if 2 * reached <= voters {
+            local.cut_off();
+        }
     }
 
     /// Unless another replica of the group has taken its place.
@@ -122,15 +166,55 @@ impl Network {
     }
 
     pub(super) fn stopping(&self) -> CancellationToken {
-        self.0.stop.clone()
+        self.0.home.stop.clone()
     }
 
     /// Runs a task until it ends or the network is shut down.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.0.stop.clone();
-        self.0.tasks.spawn(async move {
+        let stop = self.0.home.stop.clone();
+        self.0.home.tasks.spawn(async move {
             tokio::select! { () = stop.cancelled() => {}, () = task => {} }
         });
+    }
+}
+
+/// What came of a call on a liveness line.
+pub(super) enum Asked {
+    Answered(liveness_reply::Outcome),
+    /// The line broke while the answer was waited for.
+    Broken(String),
+    /// It cannot be dialled, or the peer cannot answer.
+    Unreachable(String),
+    /// No answer in time.
+    Silent,
+}
+
+impl Peer {
+    /// One call, to `to` = (group, from replica, to replica), and its answer. `key` is used for no other call.
+    pub(super) async fn ask(
+        &self,
+        key: u64,
+        (group, from_replica, to_replica): (u32, u64, u64),
+        kind: liveness_call::Kind,
+        timeout: Duration,
+    ) -> Asked {
+        let asking = async {
+            let mut mailbox = match self.liveness.mailbox(key, 1).await {
+                Ok(mailbox) => mailbox,
+                Err(why) => return Asked::Unreachable(why),
+            };
+            let call = LivenessCall { call: key, group, from_replica, to_replica, kind: Some(kind) };
+            if let Err(why) = mailbox.send(call).await {
+                return Asked::Broken(why);
+            }
+            match mailbox.recv().await.map(|reply| reply.outcome) {
+                Some(Some(liveness_reply::Outcome::Failed(why))) => Asked::Unreachable(why),
+                Some(Some(outcome)) => Asked::Answered(outcome),
+                Some(None) => Asked::Broken("empty reply".to_owned()),
+                None => Asked::Broken("connection closed".to_owned()),
+            }
+        };
+        tokio::time::timeout(timeout, asking).await.unwrap_or(Asked::Silent)
     }
 }
 

@@ -19,7 +19,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     client::PIPELINE,
     encode::{from_entry, from_log_id, from_vote, to_log_id, to_vote},
+    group::Member,
+    line::NODE_HEADER,
     local::{Floor, Local},
+    lost,
     network::Network,
     types::{Raft, Types},
 };
@@ -60,12 +63,20 @@ impl wire::raft_server::Raft for RaftService {
         &self,
         request: Request<Streaming<LivenessFrame>>,
     ) -> Result<Response<Self::LivenessStream>, Status> {
-        let (replies, frames) = self.replies(|replies| LivenessFrameReply { replies });
         let network = self.network.clone();
+        let clock = network.clone();
+        let (replies, frames) =
+            self.replies(move |replies| LivenessFrameReply { replies, wall_ms: clock.presence().wall_ms() });
+        let from = request.metadata().get(NODE_HEADER).and_then(|node| node.to_str().ok()?.parse::<u64>().ok());
         let mut calls = request.into_inner();
         let slots = Arc::new(Semaphore::new(LIVENESS_CALLS));
+        let guest = from.map(|node| Guest::of(&network, node));
         self.network.spawn(async move {
+            let _guest = guest;
             while let Ok(Some(frame)) = calls.message().await {
+                if let Some(node) = from {
+                    network.presence().heard(node, frame.wall_ms);
+                }
                 for call in frame.calls {
                     let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
                     let (network, replies) = (network.clone(), replies.clone());
@@ -90,7 +101,7 @@ impl RaftService {
     /// A queue of replies, and the frames it becomes.
     fn replies<R: Send + 'static, F: Send + 'static>(
         &self,
-        frame: fn(Vec<R>) -> F,
+        frame: impl Fn(Vec<R>) -> F + Send + 'static,
     ) -> (mpsc::Sender<R>, ReceiverStream<Result<F, Status>>) {
         let (tx, mut rx) = mpsc::channel(REPLIES);
         let (frames_tx, frames) = mpsc::channel(1);
@@ -103,6 +114,27 @@ impl RaftService {
             }
         });
         (tx, ReceiverStream::new(frames))
+    }
+}
+
+/// A node whose liveness stream is open here. When the last of them ends, the groups that it leads ask around.
+struct Guest {
+    network: Network,
+    node: u64,
+}
+
+impl Guest {
+    fn of(network: &Network, node: u64) -> Guest {
+        network.presence().opened(node);
+        Guest { network: network.clone(), node }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.network.presence().closed(self.node) && !self.network.stopping().is_cancelled() {
+            self.network.spawn(lost::ask_around(self.network.clone(), self.node));
+        }
     }
 }
 
@@ -209,44 +241,62 @@ fn admit(local: &Local, call: AppendCall) -> Result<AppendEntriesRequest<Types>,
 }
 
 async fn answer(network: &Network, call: LivenessCall) -> LivenessReply {
-    let outcome = match find(network, call.group, call.to_replica) {
-        Ok((local, raft)) => liveness(&local, &raft, call.kind).await,
-        Err(why) => liveness_reply::Outcome::Failed(why),
+    let outcome = match (call.kind, find(network, call.group, call.to_replica)) {
+        (Some(liveness_call::Kind::Lost(wire::LostCall { node, address })), _) => {
+            liveness_reply::Outcome::Lost(lost::is_lost(network, &Member { node, address }).await)
+        }
+        (kind, Ok((local, raft))) => liveness(network, &local, &raft, kind).await,
+        (_, Err(why)) => liveness_reply::Outcome::Failed(why),
     };
     LivenessReply { call: call.call, outcome: Some(outcome) }
 }
 
-async fn liveness(local: &Local, raft: &Raft, kind: Option<liveness_call::Kind>) -> liveness_reply::Outcome {
+async fn liveness(
+    network: &Network,
+    local: &Local,
+    raft: &Raft,
+    kind: Option<liveness_call::Kind>,
+) -> liveness_reply::Outcome {
     use liveness_reply::Outcome;
     match kind {
-        Some(liveness_call::Kind::Vote(call)) => vote(local, raft, call, false).await,
-        Some(liveness_call::Kind::PreVote(call)) => vote(local, raft, call, true).await,
+        Some(liveness_call::Kind::Vote(call)) => vote(network, local, raft, call, false).await,
+        Some(liveness_call::Kind::PreVote(call)) => vote(network, local, raft, call, true).await,
         Some(liveness_call::Kind::Heartbeat(call)) => Outcome::Heartbeat(reply(0, heartbeat(local, raft, call).await)),
         Some(liveness_call::Kind::Transfer(call)) => match transfer(local, raft, call).await {
             Ok(()) => Outcome::Transfer(wire::TransferAnswer { refused: String::new() }),
             Err(refused) => Outcome::Transfer(wire::TransferAnswer { refused }),
         },
-        None => Outcome::Failed("unknown call".to_owned()),
+        Some(liveness_call::Kind::Lost(_)) | None => Outcome::Failed("unknown call".to_owned()),
     }
 }
 
-async fn vote(local: &Local, raft: &Raft, call: wire::VoteCall, pre: bool) -> liveness_reply::Outcome {
+async fn vote(
+    network: &Network,
+    local: &Local,
+    raft: &Raft,
+    call: wire::VoteCall,
+    pre: bool,
+) -> liveness_reply::Outcome {
     use liveness_reply::Outcome;
     let Some(candidate) = call.vote else { return Outcome::Failed("vote without a vote".to_owned()) };
+    let unwilling = local.is_unwilling();
     let below = |floor: Floor| candidate.term <= floor.term || call.last.as_ref().map(from_log_id) < floor.last;
     if local.is_quiet() || local.floor().is_some_and(below) {
         // It may have promised a leader its lease, or have lost what it once voted for.
         let vote = Some(to_vote(&local.own_vote()));
-        return Outcome::Vote(wire::VoteAnswer { vote, granted: false, last: local.last().as_ref().map(to_log_id) });
+        let last = local.last().as_ref().map(to_log_id);
+        return Outcome::Vote(wire::VoteAnswer { vote, granted: false, last, unwilling });
     }
     let mut request = VoteRequest::new(from_vote(&candidate), call.last.as_ref().map(from_log_id));
-    request.leadership_transfer = call.leadership_transfer;
+    request.leadership_transfer = call.leadership_transfer
+        || (call.lost_leader != 0 && lost::has_lost_leader(network, raft, call.lost_leader).await);
     let answer = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
     match answer {
         Ok(answer) => Outcome::Vote(wire::VoteAnswer {
             vote: Some(to_vote(&answer.vote)),
             granted: answer.vote_granted,
             last: answer.last_log_id.as_ref().map(to_log_id),
+            unwilling,
         }),
         Err(e) => Outcome::Failed(e.to_string()),
     }
@@ -267,8 +317,8 @@ async fn heartbeat(local: &Local, raft: &Raft, call: AppendCall) -> append_reply
 
 async fn transfer(local: &Local, raft: &Raft, call: wire::TransferCall) -> Result<(), String> {
     let from = call.from_leader.ok_or("transfer without a leader")?;
-    if local.is_quiet() && call.to_replica == local.replica {
-        return Err("the replica restarted just now, or is behind".to_owned());
+    if local.is_unwilling() && call.to_replica == local.replica {
+        return Err("the replica restarted just now, is behind, or is about to stop".to_owned());
     }
     let request = TransferLeaderRequest::new(from_vote(&from), call.to_replica, call.last.as_ref().map(from_log_id));
     match raft.handle_transfer_leader(request).await {

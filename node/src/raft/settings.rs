@@ -27,6 +27,10 @@ pub struct RaftSettings {
     /// Silence after which a follower campaigns, at most; also the leader's lease.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
+    /// The first replica of a shard's list takes leadership back once its node has been up this long. Shorter moves leaders to
+    /// nodes that may go again at once; longer leaves the load with the others.
+    #[serde(with = "humantime_serde")]
+    pub balance_after: Duration,
     /// Most entries in one append between nodes.
     pub append_entries_max: u64,
     /// Entries kept behind the purge point that would be possible: a replica that dropped the end of its log finds them.
@@ -41,6 +45,7 @@ impl Default for RaftSettings {
             heartbeat_min: Duration::from_millis(250),
             election_min: Duration::from_millis(900),
             election_max: Duration::from_millis(1500),
+            balance_after: Duration::from_secs(10),
             append_entries_max: 256,
             kept_entries: 1_000,
         }

@@ -89,10 +89,10 @@ struct Node {
 }
 
 impl Node {
-    async fn start(id: u64, address: SocketAddr, disk: ForgetfulDisk, wiring: &Wiring) -> Node {
+    async fn start(id: u64, address: SocketAddr, disk: ForgetfulDisk, wiring: &Wiring, settings: RaftSettings) -> Node {
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk.clone())).unwrap();
-        let network = Network::new(id, wiring.of(id));
+        let network = Network::new(id, wiring.of(id), Arc::new(SystemClock));
         let listener = loop {
             // The port may still be closing after a restart.
             match TcpListener::bind(address).await {
@@ -104,7 +104,8 @@ impl Node {
         let server = Server::builder().add_service(network.server());
         serving.spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
         let seen = Arc::<Mutex<Seen>>::default();
-        let config = GroupConfig { group: GROUP, replica: id * 10, settings: settings(), clock: Arc::new(SystemClock) };
+        let preference = (1..=9).map(|id| id * 10).collect();
+        let config = GroupConfig { group: GROUP, replica: id * 10, preference, settings };
         let machine = Box::new(Counter(seen.clone()));
         let group = Group::start(config, &log, machine, &network).await.unwrap();
         Node { id, disk, log, network, group, seen, serving }
@@ -139,6 +140,7 @@ impl Node {
 }
 
 struct Cluster {
+    settings: RaftSettings,
     addresses: BTreeMap<u64, SocketAddr>,
     wiring: Wiring,
     nodes: BTreeMap<u64, Node>,
@@ -146,12 +148,17 @@ struct Cluster {
 
 impl Cluster {
     async fn of(count: u64) -> Cluster {
+        Cluster::with(count, settings()).await
+    }
+
+    async fn with(count: u64, settings: RaftSettings) -> Cluster {
         let mut addresses = BTreeMap::new();
         for id in 1..=count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.insert(id, listener.local_addr().unwrap());
         }
-        let mut cluster = Cluster { addresses, wiring: Wiring::new(Arc::new(DirectLinks)), nodes: BTreeMap::new() };
+        let wiring = Wiring::new(Arc::new(DirectLinks));
+        let mut cluster = Cluster { settings, addresses, wiring, nodes: BTreeMap::new() };
         for id in 1..=count {
             cluster.start(id, ForgetfulDisk::new()).await;
         }
@@ -164,7 +171,7 @@ impl Cluster {
     }
 
     async fn start(&mut self, id: u64, disk: ForgetfulDisk) {
-        let node = Node::start(id, self.addresses[&id], disk, &self.wiring).await;
+        let node = Node::start(id, self.addresses[&id], disk, &self.wiring, self.settings.clone()).await;
         self.nodes.insert(id, node);
     }
 
@@ -177,6 +184,11 @@ impl Cluster {
             })
         });
         futures::future::select_all(leads).await.0
+    }
+
+    /// The nodes but this one.
+    fn others(&self, id: u64) -> Vec<&Node> {
+        self.nodes.values().filter(|node| node.id != id).collect()
     }
 
     async fn stop(self) {
@@ -291,12 +303,8 @@ async fn leadership_is_handed_to_a_voter_that_is_caught_up() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;
     leader.propose("a").await.unwrap();
-    let to = loop {
-        if let Some(to) = leader.group.step_down().await.unwrap() {
-            break to;
-        }
-        tokio::task::yield_now().await;
-    };
+    assert_eq!(leader.group.hand_over(PATIENCE).await, HandedOver::Moved);
+    let to = leader.group.leadership().borrow().leader.unwrap();
     assert!(!leader.group.lease_valid());
     let next = &cluster.nodes[&(to / 10)];
     next.becomes(|l| l.first_applied).await;
@@ -457,5 +465,153 @@ async fn the_log_is_purged_to_where_every_replica_is_and_no_further() {
     assert!(ahead.is_ok());
     let upto = leader.group.purge_upto(u64::MAX, 0).await.unwrap();
     assert!(upto <= last, "{upto} is not on every replica, which have {last}");
+    cluster.stop().await;
+}
+
+/// Timers that elect nobody while a test has patience: whoever leads was elected by asking first.
+fn patient() -> RaftSettings {
+    RaftSettings { election_min: PATIENCE, election_max: 2 * PATIENCE, ..settings() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promise_4_a_killed_leader_is_replaced_without_waiting_for_timers() {
+    let mut cluster = Cluster::with(3, patient()).await;
+    let first = cluster.leader().await;
+    first.propose("a").await.unwrap();
+    let id = first.id;
+    for node in cluster.others(id) {
+        node.has_applied(1).await;
+    }
+    cluster.nodes.remove(&id).unwrap().kill().await;
+    let next = cluster.leader().await;
+    next.propose("b").await.unwrap();
+    assert!(next.group.lease_valid());
+    let in_turn = cluster.nodes.keys().next().copied().unwrap();
+    assert_eq!(next.id, in_turn, "of two equal logs the first of the list is elected");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cut_off_from_all_drops_its_lease_before_the_others_elect() {
+    let cluster = Cluster::with(3, patient()).await;
+    let old = cluster.leader().await;
+    old.propose("a").await.unwrap();
+    let others = cluster.others(old.id);
+    for node in &others {
+        node.has_applied(1).await;
+    }
+    assert!(old.group.lease_valid());
+    for node in &others {
+        cluster.wiring.cut(old.id, node.id);
+    }
+    let leads = others.iter().map(|node| {
+        Box::pin(async move {
+            node.becomes(|l| l.first_applied).await;
+            *node
+        })
+    });
+    let new = tokio::time::timeout(PATIENCE, futures::future::select_all(leads)).await.unwrap().0;
+    let dropped = async {
+        while old.group.lease_valid() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE / 2, dropped).await.expect("its timer alone would let it last a minute");
+    new.propose("b").await.unwrap();
+    for node in &others {
+        cluster.wiring.heal(old.id, node.id);
+    }
+    assert_eq!(old.has_applied(2).await, words(&["a", "b"]));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_flaps_or_stays_cut_does_not_disturb_a_healthy_leader() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    leader.propose("a").await.unwrap();
+    let term = leader.group.leadership().borrow().term;
+    let others = cluster.others(leader.id);
+    for _ in 0..5 {
+        cluster.wiring.cut(leader.id, others[0].id);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cluster.wiring.heal(leader.id, others[0].id);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    leader.propose("b").await.unwrap();
+    cluster.wiring.cut(leader.id, others[0].id);
+    tokio::time::sleep(3 * settings().election_max).await;
+    leader.propose("c").await.unwrap();
+    cluster.wiring.heal(leader.id, others[0].id);
+    for node in cluster.nodes.values() {
+        node.has_applied(3).await;
+        assert_eq!(node.group.leadership().borrow().term, term, "nobody campaigned");
+    }
+    assert!(leader.group.leadership().borrow().is_leader);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_voter_neither_votes_nor_campaigns_for_one_election_maximum() {
+    let slow =
+        RaftSettings { election_min: Duration::from_secs(2), election_max: Duration::from_secs(5), ..settings() };
+    let mut cluster = Cluster::with(3, slow.clone()).await;
+    let (leader, term) = {
+        let leader = cluster.leader().await;
+        leader.propose("a").await.unwrap();
+        (leader.id, leader.group.leadership().borrow().term)
+    };
+    let restarted = cluster.others(leader)[0].id;
+    for node in cluster.nodes.values() {
+        node.has_applied(1).await;
+    }
+    let disk = cluster.nodes.remove(&restarted).unwrap().kill().await;
+    cluster.start(restarted, disk).await;
+    let since = tokio::time::Instant::now();
+    cluster.nodes.remove(&leader).unwrap().kill().await;
+    // The other one has lost its leader at once, and cannot be elected without the vote of the one that restarted.
+    let leads = cluster.nodes.values().map(|node| Box::pin(node.becomes(|l| l.is_leader && l.term > term)));
+    futures::future::select_all(leads).await;
+    assert!(since.elapsed() >= slow.election_max, "voted or campaigned {:?} after its start", since.elapsed());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_not_handed_to_replicas_that_leave_and_the_leader_goes_on() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    leader.propose("a").await.unwrap();
+    let others = cluster.others(leader.id);
+    for other in &others {
+        other.group.leave();
+    }
+    assert!(leader.group.transfer_leader(others[0].group.replica()).await.is_err());
+    assert_eq!(leader.group.hand_over(PATIENCE).await, HandedOver::NobodyWilling);
+    leader.propose("b").await.unwrap();
+    assert!(leader.group.lease_valid());
+    assert_eq!(others[0].group.hand_over(PATIENCE).await, HandedOver::NotLeading);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_of_the_list_is_preferred_once_it_is_up_for_long_enough_and_caught_up() {
+    let cluster = Cluster::with(3, RaftSettings { balance_after: Duration::from_millis(700), ..settings() }).await;
+    let leader = cluster.leader().await;
+    leader.propose("a").await.unwrap();
+    let first = &cluster.nodes[&1];
+    if leader.id == 1 {
+        assert_eq!(leader.group.preferred(), None, "it leads already");
+        assert_eq!(leader.group.hand_over(PATIENCE).await, HandedOver::Moved);
+    }
+    let second = cluster.leader().await;
+    let second = if second.id == 1 { cluster.others(1)[0] } else { second };
+    second.becomes(|l| l.first_applied).await;
+    let named = async {
+        while second.group.preferred() != Some(10) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, named).await.unwrap();
+    assert_eq!(first.group.preferred(), None);
     cluster.stop().await;
 }

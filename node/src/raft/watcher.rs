@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::Clients,
+    client::{Clients, Standing},
     group::{Leadership, leadership},
     local::{Floor, Local},
     network::Network,
@@ -126,7 +126,7 @@ async fn ask_all(clients: &Clients, raft: &Raft, timeout: Duration) -> Option<Fl
         return None;
     }
     for id in others {
-        let (term, last) = clients.standing(id, membership.get_node(&id)?, timeout).await?;
+        let Standing { term, last, .. } = clients.standing(id, membership.get_node(&id)?, timeout).await?;
         floor = Floor { term: floor.term.max(term), last: floor.last.max(last) };
     }
     Some(floor)

@@ -28,6 +28,8 @@ use crate::{
 
 /// Longest another node is waited for when it is asked how it is.
 const STATUS_MAX: Duration = Duration::from_secs(2);
+/// Longest a read looks for a leader that makes sure of its place.
+const READ_MAX: Duration = Duration::from_secs(5);
 /// Beyond a lease, what gateways are given to confirm a revocation.
 const CONFIRM_MARGIN: Duration = Duration::from_secs(2);
 /// Between two looks whether they have.
@@ -135,10 +137,7 @@ impl AdminService {
             };
             (status, Vec::new())
         };
-        let mut admin = match self.parts.peers.admin(&node.address) {
-            Ok(admin) => admin,
-            Err(error) => return unreachable(error.to_string()),
-        };
+        let mut admin = self.parts.peers.admin(node);
         let request = StatusRequest { cluster_wide: false };
         match timeout(STATUS_MAX, admin.status(request)).await {
             Err(_) => unreachable(format!("no answer within {} s", STATUS_MAX.as_secs())),
@@ -202,13 +201,29 @@ impl Admin for AdminService {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        let meta = self.kept();
-        let (nodes, gateways) = if request.into_inner().cluster_wide {
-            self.everywhere(&meta.nodes).await
-        } else {
-            (vec![self.own_status()], self.watching.status())
+        let kept = MetaState::clone(&self.kept());
+        if !request.into_inner().cluster_wide {
+            let (nodes, gateways) = (vec![self.own_status()], self.watching.status());
+            return Ok(Response::new(StatusReply {
+                meta: Some(kept),
+                nodes,
+                gateways,
+                meta_unconfirmed: String::new(),
+            }));
+        }
+        // Status is asked for when things are bad: without a quorum it shows what this node has, and says so.
+        let read = async {
+            match self.membership.meta() {
+                Some(meta) => meta.read(STATUS_MAX).await.map(Some),
+                None => Ok(None),
+            }
         };
-        Ok(Response::new(StatusReply { meta: Some(MetaState::clone(&meta)), nodes, gateways }))
+        let (read, (nodes, gateways)) = tokio::join!(read, self.everywhere(&kept.nodes));
+        let (meta, meta_unconfirmed) = match read {
+            Ok(read) => (read.unwrap_or(kept), String::new()),
+            Err(error) => (kept, error.to_string()),
+        };
+        Ok(Response::new(StatusReply { meta: Some(meta), nodes, gateways, meta_unconfirmed }))
     }
 
     async fn create_project(
@@ -226,7 +241,8 @@ impl Admin for AdminService {
     }
 
     async fn list_projects(&self, _: Request<ListProjectsRequest>) -> Result<Response<ListProjectsReply>, Status> {
-        Ok(Response::new(ListProjectsReply { projects: self.kept().projects.clone() }))
+        let state = self.meta()?.read(READ_MAX).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(ListProjectsReply { projects: state.projects }))
     }
 
     async fn add_key(&self, request: Request<AddKeyRequest>) -> Result<Response<AddKeyReply>, Status> {
@@ -268,7 +284,8 @@ fn join_status(error: JoinError) -> Status {
         JoinError::Invalid(_) => Status::invalid_argument(text),
         JoinError::Taken { .. } => Status::already_exists(text),
         JoinError::OtherSecret { .. } => Status::permission_denied(text),
-        JoinError::Peer { .. } | JoinError::Meta(MetaError::NoAnswer | MetaError::Stopped(_)) => {
+        JoinError::Peer { .. }
+        | JoinError::Meta(MetaError::NoAnswer | MetaError::NoRead { .. } | MetaError::Stopped(_)) => {
             Status::unavailable(text)
         }
         JoinError::Here { .. } => Status::internal(text),

@@ -11,7 +11,9 @@ use std::{
 
 use martlet_proto::cluster::{
     admin::GatewayStatus,
-    meta::{MetaState, ProposeReply, ProposeRequest, WatchReply, WatchRequest, meta_server::Meta},
+    meta::{
+        MetaState, ProposeReply, ProposeRequest, ReadReply, ReadRequest, WatchReply, WatchRequest, meta_server::Meta,
+    },
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -116,6 +118,13 @@ impl Meta for MetaService {
         let meta =
             self.membership.meta().ok_or_else(|| Status::failed_precondition("this node belongs to no cluster"))?;
         let reply = meta.propose_here(&command).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(reply))
+    }
+
+    async fn read(&self, _: Request<ReadRequest>) -> Result<Response<ReadReply>, Status> {
+        let meta =
+            self.membership.meta().ok_or_else(|| Status::failed_precondition("this node belongs to no cluster"))?;
+        let reply = meta.read_here().await.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(reply))
     }
 }

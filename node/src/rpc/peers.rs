@@ -1,6 +1,7 @@
 //! Channels to the gRPC of other nodes, for what operators ask; Raft has connections of its own.
 //!
-//! One channel for each address, dialled when first used, and again after it broke.
+//! One channel for each node and address, dialled when first used, and again after it broke; over the same links as Raft's
+//! connections, so that whatever cuts or encrypts those does it to these.
 
 use std::{
     collections::BTreeMap,
@@ -8,8 +9,13 @@ use std::{
     time::Duration,
 };
 
-use martlet_proto::cluster::{admin::admin_client::AdminClient, meta::meta_client::MetaClient};
+use martlet_proto::cluster::{
+    admin::admin_client::AdminClient,
+    meta::{Node, meta_client::MetaClient},
+};
 use tonic::transport::{Channel, Endpoint};
+
+use crate::raft::{Dialer, Links, Member};
 
 /// Largest reply of a node, bytes: the meta state whole, with every project a cluster may have.
 pub const REPLY_MAX: usize = 64 << 20;
@@ -18,44 +24,40 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const PING_AFTER: Duration = Duration::from_secs(1);
 const DEAD_AFTER: Duration = Duration::from_secs(3);
 
-/// An address that no channel can be made for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address} is not host:port: {what}")]
-pub struct AddressError {
-    /// The address.
-    pub address: String,
-    /// What is wrong.
-    pub what: String,
+/// Channels by node and address.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    links: Arc<dyn Links>,
+    channels: Arc<Mutex<BTreeMap<(u64, String), Channel>>>,
 }
 
-/// Channels by address.
-#[derive(Debug, Clone, Default)]
-pub struct Peers(Arc<Mutex<BTreeMap<String, Channel>>>);
-
 impl Peers {
-    /// The service `Admin` at `address` (`host:port`).
-    pub fn admin(&self, address: &str) -> Result<AdminClient<Channel>, AddressError> {
-        self.channel(address).map(|channel| AdminClient::new(channel).max_decoding_message_size(REPLY_MAX))
+    /// Dials over these links.
+    pub fn new(links: Arc<dyn Links>) -> Self {
+        Peers { links, channels: Arc::default() }
     }
 
-    /// The service `Meta` at `address`.
-    pub fn meta(&self, address: &str) -> Result<MetaClient<Channel>, AddressError> {
-        self.channel(address).map(|channel| MetaClient::new(channel).max_decoding_message_size(REPLY_MAX))
+    /// The service `Admin` of a node.
+    pub fn admin(&self, node: &Node) -> AdminClient<Channel> {
+        AdminClient::new(self.channel(node)).max_decoding_message_size(REPLY_MAX)
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, AddressError> {
-        let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| AddressError { address: address.into(), what: error.to_string() })?
-            .connect_timeout(CONNECT_MAX)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_AFTER)
-            .keep_alive_timeout(DEAD_AFTER);
-        let channel = endpoint.connect_lazy();
-        channels.insert(address.into(), channel.clone());
-        Ok(channel)
+    /// The service `Meta` of a node.
+    pub fn meta(&self, node: &Node) -> MetaClient<Channel> {
+        MetaClient::new(self.channel(node)).max_decoding_message_size(REPLY_MAX)
+    }
+
+    fn channel(&self, node: &Node) -> Channel {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = || {
+            let peer = Member { node: node.node_id, address: node.address.clone() };
+            // The URI only names the authority of requests: the dialer knows where to go.
+            Endpoint::from_static("http://peer")
+                .connect_timeout(CONNECT_MAX)
+                .http2_keep_alive_interval(PING_AFTER)
+                .keep_alive_timeout(DEAD_AFTER)
+                .connect_with_connector_lazy(Dialer::new(peer, Arc::clone(&self.links)))
+        };
+        channels.entry((node.node_id, node.address.clone())).or_insert_with(open).clone()
     }
 }

@@ -19,6 +19,8 @@ pub trait Consensus: Send + Sync + fmt::Debug + 'static {
     fn read_barrier(&self) -> BoxFuture<'static, Result<(), ReadError>>;
     /// Whether no other replica can lead at this moment.
     fn lease_valid(&self) -> bool;
+    /// What the wall clocks of the other replicas' nodes say, as far as they were heard lately; milliseconds since 1970.
+    fn peer_clocks_ms(&self) -> Vec<u64>;
 }
 
 impl Consensus for Group {
@@ -38,5 +40,9 @@ impl Consensus for Group {
 
     fn lease_valid(&self) -> bool {
         Group::lease_valid(self)
+    }
+
+    fn peer_clocks_ms(&self) -> Vec<u64> {
+        Group::peer_clocks_ms(self)
     }
 }

@@ -31,8 +31,10 @@ use super::{
     propose::{Pending, PendingAck},
     settings::ShardSettings,
     sight::Arrivals,
+    time::believed_ms,
 };
 use crate::{
+    bug::Bug,
     clock::Clock,
     delivery::{
         attached::{Attaching, Found, Wanted},
@@ -128,7 +130,16 @@ impl Lead {
     fn turn(&self, term: Option<u64>) {
         match term {
             Some(term) => {
-                let (now, wall_ms) = (self.clock.now(), self.clock.wall_ms());
+                let (now, own_ms) = (self.clock.now(), self.clock.wall_ms());
+                let wall_ms = believed_ms(own_ms, &self.group.peer_clocks_ms());
+                if wall_ms != own_ms {
+                    tracing::warn!(
+                        shard = self.replica.shard.0,
+                        own_ms,
+                        wall_ms,
+                        "this node's wall clock differs by more than a second from the other nodes', which are believed: set it right"
+                    );
+                }
                 self.replica.time().lead(now, wall_ms);
                 self.replica.desk().lead(term);
                 tracing::info!(shard = self.replica.shard.0, term, "leads");
@@ -197,7 +208,7 @@ impl Lead {
     pub(crate) fn take(&self, link: LinkId, stream_room: u64) -> Found {
         self.replica.desk().take(link, stream_room, self.clock.now(), || {
             let term = self.term()?;
-            if !self.group.lease_valid() {
+            if !self.group.lease_valid() && !Bug::DeliveryWithoutLease.is_in() {
                 self.stalled.notify_one();
                 return None;
             }

@@ -115,6 +115,10 @@ impl Consensus for TestGroup {
     fn lease_valid(&self) -> bool {
         self.inner.lease.load(Ordering::SeqCst)
     }
+
+    fn peer_clocks_ms(&self) -> Vec<u64> {
+        Vec::new()
+    }
 }
 
 #[derive(Debug)]

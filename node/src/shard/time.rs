@@ -6,9 +6,9 @@
 //! wall clock that jumps moves them by at most a thousandth of the time that passes.
 //!
 //! A replica that restarted does not know how long ago the last entry in its log was made. Until it has seen two entries whose
-//! distance in shard time is that of their arrival, its first reading as leader is the wall clock, if that is later. The check
-//! against the median of the peers' clocks is not made yet: a node that restarts with a wall clock far in the future and is
-//! elected takes its shards there.
+//! distance in shard time is that of their arrival, its first reading as leader is a wall clock, if that is later: its own where
+//! its peers' agree with it, else their median ([`believed_ms`]). So one node whose clock is wrong moves nothing. When every
+//! node restarts and most clocks are wrong, nobody can tell: what time passed while all were down is not known otherwise.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,23 @@ const PULL_SHARE: u64 = 1_000;
 const WATCHED: Duration = Duration::from_secs(5);
 /// By this much their distances may differ, microseconds.
 const WATCH_TOLERANCE_MICROS: u64 = 1_000_000;
+
+/// By this much a wall clock may differ from the median of the peers' and be believed, milliseconds. Source: design.md section 4.
+const BELIEVED_MS: u64 = 1_000;
+
+/// The wall time to begin with, of this node's clock and its peers', milliseconds since 1970. Without peers there is only its own.
+///
+/// Of an even number of peers the own clock decides which of the two in the middle counts, so that one wrong clock among three
+/// nodes is never believed.
+pub fn believed_ms(own_ms: u64, peers_ms: &[u64]) -> u64 {
+    let mut clocks = peers_ms.to_vec();
+    if clocks.len().is_multiple_of(2) {
+        clocks.push(own_ms);
+    }
+    clocks.sort_unstable();
+    let median = clocks[clocks.len() / 2];
+    if own_ms.abs_diff(median) <= BELIEVED_MS { own_ms } else { median }
+}
 
 /// One replica's reading of shard time.
 #[derive(Debug, Clone)]
@@ -54,7 +71,7 @@ impl ShardTime {
         }
     }
 
-    /// This replica begins to lead. `wall_ms` counts only if it restarted.
+    /// This replica begins to lead. `wall_ms`, which is to be [`believed_ms`], counts only if it restarted.
     pub fn lead(&mut self, now: Instant, wall_ms: u64) {
         let going_on = self.heard.0.saturating_add(in_micros(now.saturating_duration_since(self.heard.1)));
         let first = match self.watch {
@@ -131,6 +148,25 @@ mod tests {
         let mut time = ShardTime::restarted(T, t0);
         time.lead(t0 + secs(1), T + HOUR_MS);
         assert_eq!(time.read_ms(t0 + secs(1), T + HOUR_MS), Some(T + HOUR_MS));
+    }
+
+    #[test]
+    fn one_wrong_clock_of_three_is_not_believed_whosever_it_is() {
+        for wrong in [T + HOUR_MS, T - HOUR_MS] {
+            assert_eq!(believed_ms(wrong, &[T, T + 3]), if wrong > T { T + 3 } else { T });
+            assert_eq!(believed_ms(T + 1, &[T, wrong]), T + 1);
+            assert_eq!(believed_ms(T + 1, &[wrong, T]), T + 1);
+            assert_eq!(believed_ms(wrong, &[T]), T, "the only peer that was heard decides");
+            assert_eq!(believed_ms(wrong, &[T, T, T + 2, wrong]), if wrong > T { T + 2 } else { T });
+        }
+        assert_eq!(believed_ms(T, &[]), T);
+    }
+
+    #[test]
+    fn a_clock_within_a_second_of_the_median_is_believed() {
+        assert_eq!(believed_ms(T + 1_000, &[T - 5, T, T + 5]), T + 1_000);
+        assert_eq!(believed_ms(T + 1_001, &[T - 5, T, T + 5]), T);
+        assert_eq!(believed_ms(T - 1_000, &[T]), T - 1_000);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod checkpoints;
 mod creation;
 mod damage;
+mod leases;
 mod log;
 mod log_seeds;
 mod model;
@@ -13,4 +14,5 @@ mod nodes;
 mod put_back;
 mod serving;
 mod state;
+mod times;
 mod watching;

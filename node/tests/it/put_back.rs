@@ -17,6 +17,14 @@ fn assert_found(bug: Bug, test: &str) {
 }
 
 #[test]
+fn put_back_delivery_without_lease_is_found() {
+    assert_found(
+        Bug::DeliveryWithoutLease,
+        "leases::promise_4_a_leader_that_is_cut_off_hands_out_nothing_and_the_next_one_everything_core",
+    );
+}
+
+#[test]
 fn put_back_a_checkpoint_without_a_redo_file_is_found() {
     assert_found(
         Bug::CheckpointWithoutRedo,

@@ -15,45 +15,59 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::nodes::{Nodes, until};
 
-const DEVICE: u64 = 0x1122_3344_5566_7788;
+pub(crate) const DEVICE: u64 = 0x1122_3344_5566_7788;
 const SENDER: &str = "100000000001";
 
 /// Operations on shard 0 at one node.
-struct Submit {
+pub(crate) struct Submit {
     batches: mpsc::Sender<SubmitRequest>,
     replies: Streaming<SubmitReply>,
-    time_ms: u64,
+    /// Shard time as last heard.
+    pub(crate) time_ms: u64,
     calls: u64,
+    /// Why the last operation was refused, if it was.
+    pub(crate) refused: Option<Reason>,
 }
 
 impl Submit {
-    async fn open(nodes: &Nodes, at: usize) -> Self {
+    pub(crate) async fn open(nodes: &Nodes, at: usize) -> Self {
         let (batches, requests) = mpsc::channel(8);
         let replies = queue(nodes, at).submit(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        Self { batches, replies, time_ms: 0, calls: 0 }
+        Self { batches, replies, time_ms: 0, calls: 0, refused: None }
     }
 
     /// The outcome of one operation; `None` when it was not taken: no leader here, or the time was to be learned first.
-    async fn once(&mut self, id: u8, kind: operation::Kind) -> Option<answer::Kind> {
+    pub(crate) async fn once(&mut self, id: u8, kind: operation::Kind) -> Option<answer::Kind> {
+        self.once_of(self.time_ms, id, kind).await
+    }
+
+    /// As [`Submit::once`], of an operation that was first tried at a shard time of before.
+    pub(crate) async fn once_of(&mut self, first_try_ms: u64, id: u8, kind: operation::Kind) -> Option<answer::Kind> {
         self.calls += 1;
         // Micros of the id lie at the first try, so that it is not older than the window of repeats.
-        let mut bytes = (self.time_ms * 1_000).to_be_bytes().to_vec();
+        let mut bytes = (first_try_ms * 1_000).to_be_bytes().to_vec();
         bytes.extend([id; 8]);
-        let operation = Operation { id: bytes.into(), first_try_ms: self.time_ms, kind: Some(kind) };
+        let operation = Operation { id: bytes.into(), first_try_ms, kind: Some(kind) };
         let batch = Batch { call: self.calls, shard: 0, epoch: 1, operations: vec![operation] };
         self.batches.send(SubmitRequest { batches: vec![batch] }).await.unwrap();
         let mut reply = self.replies.message().await.unwrap().unwrap().replies;
         assert_eq!((reply.len(), reply[0].call), (1, self.calls));
         let reply = reply.remove(0);
+        self.refused = None;
         match reply.outcome.unwrap() {
             Outcome::Answers(mut answers) => {
+                self.time_ms = self.time_ms.max(reply.shard_time_ms);
                 let Answer { kind } = answers.answers.remove(0);
                 return kind;
             }
             Outcome::Refused(refused) if refused.reason() == Reason::TimeNeeded => self.time_ms = reply.shard_time_ms,
-            Outcome::Refused(refused) => assert_eq!(refused.reason(), Reason::NoLease, "{refused:?}"),
+            Outcome::Refused(refused) => {
+                let known = matches!(refused.reason(), Reason::NoLease | Reason::Draining);
+                assert!(known, "{refused:?}");
+                self.refused = Some(refused.reason());
+            }
             Outcome::Redirect(_) => {}
-            Outcome::Unknown(_) => panic!("nothing fails in this test"),
+            Outcome::Unknown(_) => panic!("nothing that was proposed is lost in this test"),
         }
         None
     }
@@ -64,7 +78,7 @@ fn queue(nodes: &Nodes, at: usize) -> QueueClient<Channel> {
 }
 
 /// Asks every node until the leader answers.
-async fn ask(nodes: &Nodes, of: &[usize], id: u8, kind: operation::Kind) -> answer::Kind {
+pub(crate) async fn ask(nodes: &Nodes, of: &[usize], id: u8, kind: operation::Kind) -> answer::Kind {
     let asked = async {
         loop {
             for at in of {
@@ -81,7 +95,7 @@ async fn ask(nodes: &Nodes, of: &[usize], id: u8, kind: operation::Kind) -> answ
     tokio::time::timeout(Duration::from_secs(60), asked).await.expect("shard 0 gets a leader")
 }
 
-fn register() -> operation::Kind {
+pub(crate) fn register() -> operation::Kind {
     operation::Kind::Register(Register {
         device_tag: DEVICE,
         registration_id: vec![5; 16].into(),
@@ -94,49 +108,64 @@ fn register() -> operation::Kind {
     })
 }
 
-fn enqueue(payload: &'static [u8]) -> operation::Kind {
+pub(crate) fn enqueue(payload: &'static [u8]) -> operation::Kind {
+    enqueue_for(payload, 3_600)
+}
+
+pub(crate) fn enqueue_for(payload: &'static [u8], ttl_secs: u32) -> operation::Kind {
     operation::Kind::Enqueue(Enqueue {
         device_tag: DEVICE,
         registration_id: vec![5; 16].into(),
         sender: SENDER.into(),
         wire_from: SENDER.into(),
-        ttl_secs: 3_600,
+        ttl_secs,
         payload: Bytes::from_static(payload),
         ..Enqueue::default()
     })
 }
 
 /// A gateway with one device attached at the node that leads shard 0.
-struct Device {
+pub(crate) struct Device {
     control: mpsc::Sender<ControlRequest>,
     replies: Streaming<ControlReply>,
-    _credit: mpsc::Sender<DeliverRequest>,
+    credit: mpsc::Sender<DeliverRequest>,
     deliveries: Streaming<DeliverReply>,
 }
 
 impl Device {
     /// `None` when the node does not lead the shard.
     async fn attach(nodes: &Nodes, at: usize, device_tag: u64) -> Option<Self> {
+        let device = Self::attach_without_credit(nodes, at, device_tag).await?;
+        device.give_credit().await;
+        Some(device)
+    }
+
+    /// As attached; but nothing may be delivered before [`Device::give_credit`].
+    pub(crate) async fn attach_without_credit(nodes: &Nodes, at: usize, device_tag: u64) -> Option<Self> {
         let hello = Hello { gateway: vec![9; 16].into(), link: 0 };
         let (control, requests) = mpsc::channel(8);
         control.send(ControlRequest { kind: Some(control_request::Kind::Hello(hello.clone())) }).await.unwrap();
         let mut replies = queue(nodes, at).control(ReceiverStream::new(requests)).await.unwrap().into_inner();
         let (credit, requests) = mpsc::channel(8);
         credit.send(DeliverRequest { kind: Some(deliver_request::Kind::Hello(hello)) }).await.unwrap();
-        let room = deliver_request::Kind::StreamCredit(StreamCredit { bytes: 1 << 20 });
-        credit.send(DeliverRequest { kind: Some(room) }).await.unwrap();
         let deliveries = queue(nodes, at).deliver(ReceiverStream::new(requests)).await.unwrap().into_inner();
         let attach = Attach { attach: 1, device_tag, credit_bytes: 1 << 20, ..Attach::default() };
         let batch = control_request::Kind::Attach(AttachBatch { shard: 0, attaches: vec![attach] });
         control.send(ControlRequest { kind: Some(batch) }).await.unwrap();
         match replies.message().await.unwrap()?.kind? {
-            control_reply::Kind::Attached(_) => Some(Self { control, replies, _credit: credit, deliveries }),
+            control_reply::Kind::Attached(_) => Some(Self { control, replies, credit, deliveries }),
             control_reply::Kind::AttachRefused(_) => None,
             other => panic!("not an answer to an attach: {other:?}"),
         }
     }
 
-    async fn attach_anywhere(nodes: &Nodes, of: &[usize]) -> Self {
+    /// From now on deliveries may come.
+    pub(crate) async fn give_credit(&self) {
+        let room = deliver_request::Kind::StreamCredit(StreamCredit { bytes: 1 << 20 });
+        self.credit.send(DeliverRequest { kind: Some(room) }).await.unwrap();
+    }
+
+    pub(crate) async fn attach_anywhere(nodes: &Nodes, of: &[usize]) -> Self {
         Self::attach_as(nodes, of, DEVICE).await
     }
 
@@ -154,7 +183,8 @@ impl Device {
         tokio::time::timeout(Duration::from_secs(60), attached).await.expect("shard 0 gets a leader")
     }
 
-    async fn delivery(&mut self) -> Delivery {
+    /// The next delivery. Safe to cancel.
+    pub(crate) async fn delivery(&mut self) -> Delivery {
         loop {
             if let deliver_reply::Kind::Delivery(delivery) =
                 self.deliveries.message().await.unwrap().unwrap().kind.unwrap()
@@ -164,7 +194,7 @@ impl Device {
         }
     }
 
-    async fn ack(&mut self, sequence: Bytes) {
+    pub(crate) async fn ack(&mut self, sequence: Bytes) {
         let ack = Ack { ack: 1, shard: 0, device_tag: DEVICE, sequences: vec![sequence], message_ids: Vec::new() };
         self.control.send(ControlRequest { kind: Some(control_request::Kind::Ack(ack)) }).await.unwrap();
         let reply = self.replies.message().await.unwrap().unwrap().kind.unwrap();
@@ -224,9 +254,15 @@ async fn a_message_is_delivered_by_the_others_when_a_node_goes() {
     nodes.stop_all().await;
 }
 
+/// The node that leads shard 0, as node 1 sees it.
 async fn leader(nodes: &Nodes) -> usize {
+    leader_seen_by(nodes, 1).await
+}
+
+/// The node that leads shard 0, as node `at` sees it.
+pub(crate) async fn leader_seen_by(nodes: &Nodes, at: usize) -> usize {
     let led = async || {
-        let status = nodes.status(1).await;
+        let status = nodes.status(at).await;
         let leads = |node: &&martlet_proto::cluster::admin::NodeStatus| {
             node.groups.iter().any(|group| group.group == 1 && group.leader_replica == group.replica_id)
         };

@@ -1,0 +1,130 @@
+//! Shard time on nodes whose wall clocks jump by an hour: TTL within promise 3's bound, nothing expires early, repeats are known.
+
+use std::{sync::Arc, time::Duration};
+
+use martlet_node::{Surroundings, clock::turned::TurnedClock};
+use martlet_proto::cluster::queue::answer;
+
+use crate::{
+    nodes::{Nodes, until},
+    serving::{Device, Submit, ask, enqueue_for, leader_seen_by, register},
+};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Three nodes, each with a clock of its own.
+async fn timed(clocks: &[TurnedClock; 3]) -> Nodes {
+    let mut nodes = Nodes::new(3);
+    for (id, clock) in (1..).zip(clocks) {
+        start(&mut nodes, id, clock).await;
+    }
+    nodes.create(1, 1).await.unwrap();
+    for id in 1..=3 {
+        nodes.ready(id).await;
+    }
+    nodes
+}
+
+async fn start(nodes: &mut Nodes, id: usize, clock: &TurnedClock) {
+    let mut config = nodes.config(id);
+    config.raft.balance_after = Duration::from_secs(2);
+    let around = Surroundings { clock: Arc::new(clock.clone()), ..Surroundings::default() };
+    nodes.start_in(id, config, around).await.unwrap();
+}
+
+fn clocks() -> [TurnedClock; 3] {
+    std::array::from_fn(|_| TurnedClock::running())
+}
+
+fn pass(clocks: &[TurnedClock; 3], secs: u64) {
+    clocks.iter().for_each(|clock| clock.pass(Duration::from_secs(secs)));
+}
+
+fn is_accepted(answer: &answer::Kind) -> bool {
+    matches!(answer, answer::Kind::Accepted(_))
+}
+
+/// One jump, then a message whose time runs out, one whose time does not, and a repeat.
+async fn jumped(nodes: &Nodes, clocks: &[TurnedClock; 3], who: &[usize], by_ms: i64) {
+    let all = [1, 2, 3];
+    let leader = leader_seen_by(nodes, 1).await;
+    let mut submit = Submit::open(nodes, leader).await;
+    // Learns the time.
+    while submit.time_ms == 0 {
+        submit.once(1, register()).await;
+    }
+    let before_ms = submit.time_ms;
+    who.iter().for_each(|id| clocks[id - 1].jump_ms(by_ms));
+
+    // The repeat of an operation from before the jump is answered as the first, and makes no second row.
+    let first = submit.once_of(before_ms, 2, enqueue_for(b"short", 1_800)).await.unwrap();
+    assert!(is_accepted(&first), "{first:?}");
+    let again = submit.once_of(before_ms, 2, enqueue_for(b"short", 1_800)).await.unwrap();
+    assert_eq!(again, first);
+    assert!(is_accepted(&submit.once_of(before_ms, 3, enqueue_for(b"long", 86_400)).await.unwrap()));
+
+    // 100 s before its end; shard time may be pulled by a thousandth.
+    pass(clocks, 1_700);
+    let mut device = Device::attach_anywhere(nodes, &all).await;
+    let short = device.delivery().await;
+    assert_eq!(short.message.unwrap().payload, &b"short"[..], "expired early");
+    assert!((90_000..=103_000).contains(&short.remaining_ms), "{} ms are left of 100 s", short.remaining_ms);
+    let long = device.delivery().await;
+    assert_eq!(long.message.unwrap().payload, &b"long"[..], "a repeat made a second row");
+    drop(device);
+
+    // One second and a thousandth of its life behind its end.
+    pass(clocks, 100 + 1 + 2);
+    let mut device = Device::attach_anywhere(nodes, &all).await;
+    let only = device.delivery().await;
+    assert_eq!(only.message.unwrap().payload, &b"long"[..], "written after its time");
+    device.ack(only.sequence).await;
+    drop(device);
+
+    // Long past the window, the repeat is refused, not done a second time.
+    let late = submit.once_of(before_ms, 3, enqueue_for(b"long", 86_400)).await.unwrap();
+    assert!(!is_accepted(&late), "done twice: {late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_3_promise_4_clock_jumps_of_an_hour_on_one_node_and_on_all_move_no_expiry_core() {
+    let clocks = clocks();
+    let mut nodes = timed(&clocks).await;
+    ask(&nodes, &[1, 2, 3], 1, register()).await;
+    let leader = leader_seen_by(&nodes, 1).await;
+    let follower = 1 + leader % 3;
+    for who in [&[leader][..], &[follower], &[1, 2, 3]] {
+        for by_ms in [HOUR_MS, -HOUR_MS] {
+            jumped(&nodes, &clocks, who, by_ms).await;
+        }
+    }
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_a_node_that_restarts_with_a_wrong_clock_and_leads_takes_its_shards_nowhere_core() {
+    for by_ms in [HOUR_MS, -HOUR_MS] {
+        let clocks = clocks();
+        let mut nodes = timed(&clocks).await;
+        ask(&nodes, &[1, 2, 3], 1, register()).await;
+        let first = usize::try_from(nodes.state(1).await.shards[0].replicas[0].node_id).unwrap();
+        until("the first of the list leads", async || leader_seen_by(&nodes, 1).await == first).await;
+        let time = async |nodes: &Nodes, at: usize| {
+            let mut submit = Submit::open(nodes, at).await;
+            submit.once(7, enqueue_for(b"when", 60)).await;
+            submit.time_ms
+        };
+        let before_ms = time(&nodes, first).await;
+        assert_ne!(before_ms, 0);
+        nodes.stop(first).await;
+        clocks[first - 1].jump_ms(by_ms);
+        let began = std::time::Instant::now();
+        start(&mut nodes, first, &clocks[first - 1]).await;
+        nodes.ready(first).await;
+        until("the first of the list leads again", async || time(&nodes, first).await != 0).await;
+        let now_ms = time(&nodes, first).await;
+        let most = 10_000 + u64::try_from(began.elapsed().as_millis()).unwrap();
+        assert!((before_ms..=before_ms + most).contains(&now_ms), "went from {before_ms} to {now_ms}");
+        nodes.stop_all().await;
+    }
+}
