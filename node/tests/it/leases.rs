@@ -4,7 +4,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use martlet_node::{
-    Surroundings,
+    Config, Surroundings,
+    disk::forgetful::ForgetfulDisk,
     metrics::{HandoverKind, HandoverLabel},
     raft::{DirectLinks, links::cuttable::Wiring},
 };
@@ -18,19 +19,32 @@ use crate::{
     serving::{DEVICE, Device, Submit, ask, enqueue, leader_seen_by, register},
 };
 
-/// Three nodes whose links can be cut.
-async fn wired(shards: u32) -> (Nodes, Wiring) {
+/// Three nodes whose links can be cut; their logs are in memory, so that no busy disk holds up an election.
+async fn wired(shards: u32) -> (Nodes, Wiring, [ForgetfulDisk; 3]) {
     let wiring = Wiring::new(Arc::new(DirectLinks));
+    let disks = std::array::from_fn(|_| ForgetfulDisk::new());
     let mut nodes = Nodes::new(3);
     for id in 1..=3 {
-        let around = Surroundings { links: wiring.of(id as u64), ..Surroundings::default() };
-        nodes.start_in(id, nodes.config(id), around).await.unwrap();
+        let config = small(&nodes, id);
+        nodes.start_in(id, config, around(id, &wiring, &disks)).await.unwrap();
     }
     nodes.create(1, shards).await.unwrap();
     for id in 1..=3 {
         nodes.ready(id).await;
     }
-    (nodes, wiring)
+    (nodes, wiring, disks)
+}
+
+fn small(nodes: &Nodes, id: usize) -> Config {
+    let mut config = nodes.config(id);
+    config.log.segment_bytes = 1 << 20;
+    config.raft.balance_after = Duration::from_secs(2);
+    config
+}
+
+fn around(id: usize, wiring: &Wiring, disks: &[ForgetfulDisk; 3]) -> Surroundings {
+    let disk = Arc::new(disks[id - 1].clone());
+    Surroundings { disk, links: wiring.of(id as u64), ..Surroundings::default() }
 }
 
 /// Groups that a node leads, as it says itself.
@@ -54,7 +68,7 @@ fn heal(wiring: &Wiring, node: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_leader_that_is_cut_off_hands_out_nothing_and_the_next_one_everything_core() {
-    let (mut nodes, wiring) = wired(1).await;
+    let (mut nodes, wiring, _) = wired(1).await;
     ask(&nodes, &[1, 2, 3], 1, register()).await;
     let old = leader_seen_by(&nodes, 1).await;
     let left: Vec<usize> = (1..=3).filter(|id| *id != old).collect();
@@ -103,7 +117,7 @@ async fn until_refused(submit: &mut Submit, reason: Reason) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_hands_over_every_shard_that_it_leads_and_takes_back_its_own_later() {
-    let (mut nodes, wiring) = wired(6).await;
+    let (mut nodes, wiring, disks) = wired(6).await;
     let shards = nodes.state(1).await.shards;
     let own: BTreeSet<u32> = shards.iter().filter(|s| s.replicas[0].node_id == 1).map(|s| s.shard + 1).collect();
     assert!(!own.is_empty());
@@ -119,10 +133,8 @@ async fn a_node_that_stops_hands_over_every_shard_that_it_leads_and_takes_back_i
     })
     .await;
 
-    let mut config = nodes.config(1);
-    config.raft.balance_after = Duration::from_secs(2);
-    let around = Surroundings { links: wiring.of(1), ..Surroundings::default() };
-    nodes.start_in(1, config, around).await.unwrap();
+    let config = small(&nodes, 1);
+    nodes.start_in(1, config, around(1, &wiring, &disks)).await.unwrap();
     nodes.ready(1).await;
     until("node 1 leads its shards again", async || led_by(&nodes, 1).await.is_superset(&own)).await;
     nodes.stop_all().await;
@@ -130,7 +142,7 @@ async fn a_node_that_stops_hands_over_every_shard_that_it_leads_and_takes_back_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_of_operators_see_what_was_answered_before_or_say_that_there_is_no_quorum() {
-    let (mut nodes, wiring) = wired(1).await;
+    let (mut nodes, wiring, _) = wired(1).await;
     nodes.create_project(1, "100000000001").await.unwrap();
     for at in 1..=3 {
         let listed = nodes.admin(at).list_projects(ListProjectsRequest {}).await.unwrap().into_inner();
