@@ -113,7 +113,8 @@ async fn catch_up(clients: &Clients, raft: &Raft, pause: Duration) {
     }
     local.set_floor(None);
     local.quiet.store(false, Ordering::SeqCst);
-    raft.runtime_config().elect(true);
+    // Unless it is about to stop.
+    raft.runtime_config().elect(!local.is_unwilling());
 }
 
 /// The newest of what all voters have; `None` while one of them does not answer, or the voters are not known.

@@ -29,6 +29,7 @@ use super::{
     machine::Replica,
     pack::Packer,
     propose::{Pending, PendingAck},
+    reads::ReadChecks,
     settings::ShardSettings,
     sight::Arrivals,
     time::believed_ms,
@@ -78,6 +79,7 @@ pub(crate) struct Lead {
     pub(super) wake: Notify,
     /// Deliveries wait for the lease.
     pub(super) stalled: Notify,
+    pub(super) reads: ReadChecks,
 }
 
 impl fmt::Debug for Lead {
@@ -262,7 +264,7 @@ impl Lead {
         let Some(term) = self.term() else {
             return Err(refused(refused::Reason::NoLease, "has not applied its first entry".into()));
         };
-        match self.group.read_barrier().await {
+        match self.reads.after_now(async || self.group.read_barrier().await).await {
             Ok(()) => Ok(term),
             Err(ReadError::NotLeader { .. }) => Err(Why::Redirect(self.redirect())),
             Err(ReadError::Stopped(why)) => Err(refused(refused::Reason::NoReplica, why)),

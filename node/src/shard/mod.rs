@@ -9,6 +9,7 @@ mod lead;
 pub mod machine;
 pub mod pack;
 mod propose;
+mod reads;
 pub mod replies;
 pub mod settings;
 pub mod shards;

@@ -26,6 +26,7 @@ use super::{
     lead::{Directory, Lead, Overload, nowhere, refuse_attach},
     machine::{Kept, Replica},
     pack::Packer,
+    reads::ReadChecks,
     replies::Replies,
     settings::ShardSettings,
     sight::Arrivals,
@@ -131,6 +132,7 @@ impl Shards {
             arrivals: Arrivals::default(),
             wake: Notify::new(),
             stalled: Notify::new(),
+            reads: ReadChecks::default(),
         });
         let end = self.ended.child_token();
         self.tracker.spawn(Arc::clone(&lead).lead(end.clone()));
