@@ -95,8 +95,9 @@ impl Cluster {
         for (at, (&grpc, &admin)) in grpc.iter().zip(node_admin).enumerate() {
             let id = at + 1;
             let data = layout.dir.join(format!("node-{id}"));
+            // Its data is thrown away: a disk that is full of other things must not refuse the run, only one that is full.
             let text = format!(
-                "[node]\nid = {id}\nlisten = \"127.0.0.1:{grpc}\"\ndata = {data:?}\nsecret_file = {secret:?}\n\n\
+                "[node]\nid = {id}\ndisk_reserve_percent = 0\nlisten = \"127.0.0.1:{grpc}\"\ndata = {data:?}\nsecret_file = {secret:?}\n\n\
                  [admin]\nlisten = \"127.0.0.1:{admin}\"\n\n{}\n",
                 layout.node_extra
             );

@@ -65,7 +65,12 @@ impl Broker {
     pub(crate) fn restart(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let mut command = Command::new(MARTLET);
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(&self.arguments)
+            .env(RESERVE.0, RESERVE.1)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         // A broker that was killed leaves the file of its last start; the new one removes it before it is ready.
         let _ = fs::remove_file(self.data().join("connection.json"));
         self.child = Some(command.spawn().unwrap());
@@ -165,6 +170,9 @@ impl Drop for Broker {
     }
 }
 
+/// A developer's disk that is full of other things must not fail the tests; the least reserve in bytes stays.
+const RESERVE: (&str, &str) = ("MARTLET_NODE__DISK_RESERVE_PERCENT", "0");
+
 /// The broker that all undisturbing tests of this process share. It ends with the process: a shell between holds a pipe to us
 /// and kills it when the pipe closes.
 pub(crate) fn shared() -> &'static Broker {
@@ -181,6 +189,7 @@ pub(crate) fn shared() -> &'static Broker {
             .arg(broker.dir.path())
             .arg(MARTLET)
             .args(&broker.arguments)
+            .env(RESERVE.0, RESERVE.1)
             .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
