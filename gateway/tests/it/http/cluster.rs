@@ -15,8 +15,8 @@ use martlet_gateway::{Config, Gateway, Started, clock::SystemClock, entropy::Ent
 use martlet_proto::{
     cluster::{
         meta::{
-            KeyPurpose, MetaState, Node, Project, ProposeReply, ProposeRequest, Replica, SealedKey, ServerKey,
-            ShardReplicas, WatchReply, WatchRequest, meta_server,
+            KeyPurpose, MetaState, Node, Project, ProposeReply, ProposeRequest, ReadReply, ReadRequest, Replica,
+            SealedKey, ServerKey, ShardReplicas, WatchReply, WatchRequest, meta_server,
         },
         queue::{
             Accepted, Answer, Answers, BatchReply, ControlReply, ControlRequest, DeliverReply, DeliverRequest,
@@ -223,6 +223,10 @@ impl meta_server::Meta for FakeNode {
     }
 
     async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn read(&self, _: Request<ReadRequest>) -> Result<Response<ReadReply>, Status> {
         Err(Status::unimplemented("not needed here"))
     }
 }
