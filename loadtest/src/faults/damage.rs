@@ -173,13 +173,12 @@ impl Damage {
         let Some(done) = &self.done else { return Ok(()) };
         let member = Member::Node(self.victim);
         let process = site.cluster.process_mut(member);
-        let served = process.ended()?.is_none() && process.pid().is_some();
-        if served {
+        if process.ended()?.is_none() && process.pid().is_some() {
             process.kill()?;
         }
-        // sled rewrites its file while it looks at it. A node that ended at once has written nothing of its own to its store, so
-        // that all of it can be put back; one that served has, and an older store in its place would be damage, too.
-        if let (Some(copy), false) = (&done.store, served) {
+        // sled rewrites its file while it looks at it, so all of the store is put back: it is then as of an earlier checkpoint, as
+        // after a crash before the later ones, and the log has what is missing. Where it has not, the node refuses.
+        if let Some(copy) = &done.store {
             let store = site.cluster.node_data(self.victim).join("store");
             fs::remove_dir_all(&store).with_context(|| format!("remove {}", store.display()))?;
             return copy_dir(copy, &store);
@@ -189,7 +188,7 @@ impl Damage {
                 let at = usize::try_from(done.offset)?;
                 rewrite(&done.file, &done.whole, at)
             }
-            // Moved aside or rewritten: what there is now is the node's own, and an old file in its place would be damage.
+            // Rewritten: what there is now is the node's own, and an old file in its place would be damage.
             _ => Ok(()),
         }
     }

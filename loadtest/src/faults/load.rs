@@ -26,6 +26,9 @@ const OUTSTANDING_MAX: usize = 60;
 /// Requests under way at once.
 pub(super) const SENDERS: usize = 8;
 
+/// Looks for a request on its way, a millisecond apart.
+const UNDER_WAY_LOOKS: usize = 2_000;
+
 /// Pause of a sender after a refusal.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -67,9 +70,15 @@ impl Load {
         Self { app_server, clock, recorder, devices, served, stop, sends, under_way, period }
     }
 
-    /// Requests whose answer is awaited.
-    pub(super) fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
+    /// Waits for a moment at which a request is on its way; whether one came.
+    pub(super) async fn wait_under_way(&self) -> bool {
+        for _ in 0..UNDER_WAY_LOOKS {
+            if self.under_way.load(Ordering::Relaxed) > 0 {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        false
     }
 
     /// Lets all senders and droppers end.

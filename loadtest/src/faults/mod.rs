@@ -22,7 +22,7 @@ pub mod table;
 mod volume;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -246,10 +246,12 @@ async fn run_uninterrupted(options: &Options) -> Result<FaultReport> {
         clock,
         recorder,
         recovered: BTreeMap::new(),
+        struck: BTreeSet::new(),
         nothing: BTreeMap::new(),
         interrupted: 0,
     };
     let rounds = run.rounds(&able.kinds).await;
+    run.settle().await;
     run.load.stop();
     while let Some(done) = tasks.join_next().await {
         done.context("a task of the load panicked")?;
@@ -259,7 +261,7 @@ async fn run_uninterrupted(options: &Options) -> Result<FaultReport> {
     run.recorder.record(run.clock.secs(), What::End {});
     let seconds = run.clock.secs();
     drop(fleet);
-    let Run { site, load, recorder, recovered, nothing, interrupted, .. } = run;
+    let Run { site, load, recorder, recovered, struck, nothing, interrupted, .. } = run;
     drop(load);
     let Site { cluster, controls, volumes, mut findings, .. } = site;
     if let Err(error) = cluster.stop().await {
@@ -279,14 +281,12 @@ async fn run_uninterrupted(options: &Options) -> Result<FaultReport> {
         row.longest_recovery_s = recovered.get(row.kind.as_str()).copied().unwrap_or_default();
     }
     for kind in &able.kinds {
-        match (kinds.iter().any(|row| row.kind == kind.name()), nothing.get(kind)) {
-            (true, _) => {}
-            (false, Some(why)) => kinds.push(table::Row {
-                kind: kind.name().to_owned(),
-                skipped: Some(why.clone()),
-                ..table::Row::default()
-            }),
-            (false, None) => findings.push(format!("no run: {kind} had no round; give more --minutes")),
+        let Some(row) = kinds.iter_mut().find(|row| row.kind == kind.name()) else {
+            findings.push(format!("no run: {kind} had no round; give more --minutes"));
+            continue;
+        };
+        if !struck.contains(kind) {
+            row.skipped = nothing.get(kind).cloned();
         }
     }
     let mut report = FaultReport {
@@ -349,6 +349,8 @@ struct Run<'a> {
     recorder: Arc<Recorder>,
     /// Longest recovery of each kind, seconds.
     recovered: BTreeMap<&'static str, f64>,
+    /// Kinds that met something.
+    struck: BTreeSet<Kind>,
     /// Kinds that met nothing, and why.
     nothing: BTreeMap<Kind, String>,
     /// Rounds that began with a send under way.
@@ -379,7 +381,7 @@ impl Run<'_> {
         tokio::time::sleep(round.lead).await;
         let known = self.site.findings.len();
         let Some(mut first) = fault(&round.strike, &self.site).await? else { bail!("there is nothing to strike") };
-        self.interrupted += usize::from(self.load.under_way() > 0);
+        self.interrupted += usize::from(self.load.wait_under_way().await);
         let began = self.clock.secs();
         // The name is complete only when it is known what was hit; the row needs no more than the kind.
         self.record(format!("{} {}", round.strike.kind, first.on()), Phase::Start);
@@ -400,8 +402,9 @@ impl Run<'_> {
         tokio::time::sleep(round.strike.hold / 2).await;
         first.end(&mut self.site).await?;
         self.record(story.clone(), Phase::End);
-        if let Struck::No(why) = struck {
-            self.nothing.insert(round.strike.kind, why);
+        match struck {
+            Struck::Yes => drop(self.struck.insert(round.strike.kind)),
+            Struck::No(why) => drop(self.nothing.insert(round.strike.kind, why)),
         }
         let recovered = self.recover(round.strike.kind).await?;
         let lasted = self.clock.secs() - began;
@@ -433,10 +436,23 @@ impl Run<'_> {
         Ok(after.as_secs_f64())
     }
 
-    /// Brings everybody on line and waits until nothing arrives any more.
-    async fn drain(&mut self, fleet: &Fleet) {
+    /// Waits, longer than after a round, until every device is served: what a cluster that stands still holds back is not lost.
+    async fn settle(&mut self) {
         self.site.doing = "at the end".to_owned();
         self.load.call_home();
+        let since = self.clock.elapsed();
+        while self.load.unserved(since) > 0 {
+            if self.clock.elapsed() - since > DRAIN_MAX {
+                let unserved = self.load.unserved(since);
+                self.site.found(format!("availability: {unserved} devices were not served within {DRAIN_MAX:?}"));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Brings everybody on line and waits until nothing arrives any more.
+    async fn drain(&mut self, fleet: &Fleet) {
         let all = self.options.devices;
         if let Err(error) = fleet.wait_on_line(all, ON_LINE_PATIENCE, |_| {}).await {
             self.site.found(format!("{error:#}"));

@@ -18,6 +18,7 @@ mod contract;
 mod delivery;
 mod device;
 mod enroll;
+mod faults;
 mod group_commit;
 mod hostile;
 mod http;
