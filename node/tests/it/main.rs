@@ -5,6 +5,7 @@
 mod checkpoints;
 mod creation;
 mod damage;
+mod faults;
 mod leases;
 mod log;
 mod log_seeds;
