@@ -7,6 +7,42 @@
 /// The environment variable that names the bug of this process.
 pub const VARIABLE: &str = "MARTLET_BUG";
 
+/// The value of [`VARIABLE`] with which messages that hold [`POISON`] cannot be applied.
+pub const POISONED: &str = "poisoned-entry";
+
+/// What makes a message poison, once poison is on.
+pub const POISON: &[u8] = b"martlet-test-poison";
+
+/// Whether poison is on in this process besides [`VARIABLE`].
+#[cfg(feature = "bugs")]
+static POISON_ON: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// From now on messages of this process that hold [`POISON`] cannot be applied, on any of its nodes.
+#[cfg(feature = "bugs")]
+pub fn poison() {
+    POISON_ON.store(true, std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Whether `apply` is to panic at a message with this payload.
+#[cfg(feature = "bugs")]
+pub(crate) fn poisons(payload: &[u8]) -> bool {
+    let on = POISON_ON.load(std::sync::atomic::Ordering::SeqCst) || named() == Some(POISONED);
+    on && payload.windows(POISON.len()).any(|part| part == POISON)
+}
+
+/// Whether `apply` is to panic: never.
+#[cfg(not(feature = "bugs"))]
+pub(crate) const fn poisons(_: &[u8]) -> bool {
+    false
+}
+
+/// The value of [`VARIABLE`].
+#[cfg(feature = "bugs")]
+fn named() -> Option<&'static str> {
+    static NAMED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    NAMED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref()
+}
+
 /// A bug that once was, or easily could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -43,8 +79,7 @@ impl Bug {
     /// Whether this process has it.
     #[cfg(feature = "bugs")]
     pub fn is_in(self) -> bool {
-        static NAMED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-        NAMED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref() == Some(self.name())
+        named() == Some(self.name())
     }
 
     /// Whether this process has it: never.

@@ -28,6 +28,7 @@ mod balance;
 mod checkpoints;
 mod metered;
 mod opening;
+mod panicked;
 
 pub use config::Config;
 pub use metrics::Metrics;

@@ -115,6 +115,8 @@ pub struct Metrics {
     pub applied: Family<GroupLabel, Gauge>,
     /// Checkpointed index of each group.
     pub checkpointed: Family<GroupLabel, Gauge>,
+    /// Log index of the entry before which a replica waits because it cannot apply it; 0 when it goes on.
+    pub poisoned: Family<GroupLabel, Gauge>,
     /// fdatasync calls of the log.
     pub log_fdatasyncs: Counter,
     /// How long one took, seconds.
@@ -170,6 +172,7 @@ impl Default for Metrics {
             term: Family::default(),
             applied: Family::default(),
             checkpointed: Family::default(),
+            poisoned: Family::default(),
             log_fdatasyncs: Counter::default(),
             log_fdatasync_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             log_bytes: Gauge::default(),
@@ -207,6 +210,11 @@ impl Metrics {
         r.register("term", "Term of each Raft group", self.term.clone());
         r.register("applied_index", "Log index applied in each Raft group", self.applied.clone());
         r.register("checkpointed_index", "Log index checkpointed in each Raft group", self.checkpointed.clone());
+        r.register(
+            "poisoned_index",
+            "Log index of the entry that a replica cannot apply and waits before, of each Raft group; 0: none",
+            self.poisoned.clone(),
+        );
         r.register("log_fdatasyncs", "fdatasync calls of the log", self.log_fdatasyncs.clone());
         r.register_with_unit(
             "log_fdatasync",

@@ -422,6 +422,8 @@ async fn sample(parts: Arc<Parts>, end: CancellationToken) {
             metrics.term.get_or_create(&label).set(clamp(status.term));
             metrics.applied.get_or_create(&label).set(clamp(status.applied_index));
             metrics.checkpointed.get_or_create(&label).set(clamp(replica.checkpointed()));
+            let waits = status.waits.as_ref().map_or(0, |stop| stop.at.index);
+            metrics.poisoned.get_or_create(&label).set(clamp(waits));
             led += i64::from(replica.group.leadership().borrow().is_leader);
             stopped += i64::from(status.stopped.is_some());
             bytes += replica.rows.bytes();

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     log::GroupId,
+    meta::skips::Decided,
     parts::Parts,
     raft::{Group, GroupConfig, Member},
     replicas::Replica,
@@ -68,8 +69,13 @@ async fn open(
     let rows = parts.store.shard(replica)?;
     let kept: Arc<dyn Kept> = rows.clone();
     let served = parts.shards.load(Shard(u16::try_from(shard.shard)?), kept)?;
-    let preference = shard.replicas.iter().map(|replica| replica.replica_id).collect();
-    let config = GroupConfig { group, replica, preference, settings: parts.config.raft.clone() };
+    let config = GroupConfig {
+        group,
+        replica,
+        preference: shard.replicas.iter().map(|replica| replica.replica_id).collect(),
+        settings: parts.config.raft.clone(),
+        decisions: Arc::new(Decided::new(shard.shard, parts.keeper.kept())),
+    };
     let group = Group::start(config, &parts.log, Box::new(served.machine()), &parts.network).await?;
     if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {
         group.initialize(members(state, shard)).await?;

@@ -5,9 +5,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use martlet_proto::cluster::admin::GroupStatus;
+use martlet_proto::cluster::admin::{GroupStatus, Poison};
 
-use crate::{log::GroupId, raft::Group, store::ShardStore};
+use crate::{
+    log::GroupId,
+    raft::{Group, Stop, Why},
+    store::ShardStore,
+};
 
 /// One running replica.
 #[derive(Debug, Clone)]
@@ -89,6 +93,8 @@ impl Replica {
             checkpointed_index: self.checkpointed(),
             stopped: raft.stopped.unwrap_or_default(),
             state_hash,
+            poison: raft.waits.map(poison),
+            hold: 0,
         }
     }
 
@@ -101,4 +107,14 @@ impl Replica {
             }
         }
     }
+}
+
+/// An entry before which a replica waits; one that it did not try has no operation.
+fn poison(stop: Stop) -> Poison {
+    let Stop { at, digest, why, .. } = stop;
+    let (operation, what) = match why {
+        Why::Poison { operation, what } => (operation, what),
+        Why::Held | Why::OtherEntry => Default::default(),
+    };
+    Poison { index: at.index, term: at.term, digest: digest.to_vec().into(), operation, what }
 }

@@ -11,7 +11,7 @@ use super::{
     state::{RowError, State},
 };
 use crate::{
-    raft::{Index, Machine, MachineError, Reply},
+    raft::{Fault, Index, Machine, MachineError, Reply},
     state::{Rows, RowsError, Write},
     store::{Mark, ShardStore},
 };
@@ -47,9 +47,7 @@ impl MetaMachine {
     }
 
     fn commit(&self, at: Index, mark: Bytes, writes: Vec<Write>) -> Result<(), MachineError> {
-        self.rows
-            .commit(Mark { index: at.index, bytes: mark }, writes)
-            .map_err(|error| MachineError { at, what: error.to_string() })
+        self.rows.commit(Mark { index: at.index, bytes: mark }, writes).map_err(|error| stopped(at, &error))
     }
 }
 
@@ -59,7 +57,7 @@ impl Machine for MetaMachine {
     }
 
     fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-        let command = MetaCommand::decode(payload).map_err(|error| MachineError { at, what: error.to_string() })?;
+        let command = MetaCommand::decode(payload).map_err(|error| stopped(at, &error))?;
         let mut next = self.state.clone();
         let (answer, rows) = next.apply(at.index, &command);
         let writes = rows.into_iter().map(|row| Write::Put { key: row.key, value: row.value, fresh: false }).collect();
@@ -72,6 +70,11 @@ impl Machine for MetaMachine {
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {
         self.commit(at, mark, Vec::new())
     }
+}
+
+/// Nothing is skipped in this group: nobody could decide it.
+fn stopped(at: Index, error: &dyn std::error::Error) -> MachineError {
+    MachineError { at, what: error.to_string(), fault: Fault::Replica }
 }
 
 fn all(rows: &dyn Rows) -> Result<Vec<(Bytes, Bytes)>, RowsError> {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     log::GroupId,
     parts::Parts,
-    raft::{Group, GroupConfig, Member},
+    raft::{Group, GroupConfig, Member, Undecided},
     replicas,
 };
 
@@ -117,6 +117,8 @@ impl Membership {
             // Whoever is elected stays: the meta group's load is no reason to move it.
             preference: vec![],
             settings: parts.config.raft.clone(),
+            // It decides for others, and nobody for it.
+            decisions: Arc::new(Undecided),
         };
         let group = Group::start(config, &parts.log, Box::new(machine), &parts.network)
             .await

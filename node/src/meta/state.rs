@@ -8,11 +8,11 @@
 use bytes::Bytes;
 use martlet_proto::cluster::meta::{
     AddKey, CreateCluster, CreateProject, KeyPurpose, MetaAnswer, MetaCommand, MetaState, Node, Project, Replica,
-    RevokeKey, SealedKey, ServerKey, ShardReplicas, meta_answer, meta_command,
+    RevokeKey, SealedKey, ServerKey, ShardReplicas, Skip, meta_answer, meta_command,
 };
 use prost::Message;
 
-use super::placement;
+use super::{placement, skips};
 
 /// Most shards of a cluster (design.md section 4).
 pub const SHARDS_MAX: u32 = 256;
@@ -26,7 +26,7 @@ pub const NAME_MAX: usize = 128;
 /// One object of the state, as a row: key `family u8 | id`, value the object in protocol buffers.
 ///
 /// `c` the cluster (everything that is not listed), `n | node id u64`, `s | shard u32`, `p | sender id`, `k | purpose u32 | key id
-/// u32`; integers big-endian. Rows are only ever put: nothing leaves the state.
+/// u32`, `x | shard u32 | index u64`; integers big-endian. Rows are only ever put: nothing leaves the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Key, without what the store puts before it.
@@ -64,12 +64,14 @@ impl State {
                         shards: state.shards,
                         projects: state.projects,
                         keys: state.keys,
+                        skips: state.skips,
                         ..cluster
                     };
                 }
                 Some(b'n') => state.nodes.push(Node::decode(value).map_err(bad)?),
                 Some(b's') => state.shards.push(ShardReplicas::decode(value).map_err(bad)?),
                 Some(b'p') => state.projects.push(Project::decode(value).map_err(bad)?),
+                Some(b'x') => state.skips.push(Skip::decode(value).map_err(bad)?),
                 Some(b'k') => state.keys.push(SealedKey::decode(value).map_err(bad)?),
                 _ => return Err(wrong("no such family".into())),
             }
@@ -78,6 +80,7 @@ impl State {
         state.shards.sort_by_key(|shard| shard.shard);
         state.projects.sort_by(|a, b| a.sender_id.cmp(&b.sender_id));
         state.keys.sort_by_key(|key| (key.purpose, key.key_id));
+        state.skips.sort_by_key(|skip| (skip.shard, skip.index));
         Ok(Self(state))
     }
 
@@ -96,6 +99,9 @@ impl State {
             Some(Kind::CreateProject(create)) => self.create_project(now_ms, create),
             Some(Kind::AddKey(add)) => self.add_key(now_ms, add),
             Some(Kind::RevokeKey(revoke)) => self.revoke_key(now_ms, revoke),
+            Some(Kind::HoldEntry(hold)) => skips::hold(&mut self.0, index, now_ms, hold).map(skipped),
+            Some(Kind::SkipEntry(skip)) => skips::skip(&mut self.0, now_ms, skip).map(skipped),
+            Some(Kind::LiftHold(lift)) => skips::lift(&mut self.0, now_ms, lift).map(skipped),
             None => Err("this version does not know the command".into()),
         };
         let (done, mut rows) = match done {
@@ -109,6 +115,7 @@ impl State {
         let kind = match done {
             Done::Revision => meta_answer::Kind::Revision(self.0.revision),
             Done::Project(project) => meta_answer::Kind::Project(project),
+            Done::Skip(skip) => meta_answer::Kind::Skip(skip),
         };
         (MetaAnswer { kind: Some(kind) }, rows)
     }
@@ -269,6 +276,7 @@ impl State {
             shards: Vec::new(),
             projects: Vec::new(),
             keys: Vec::new(),
+            skips: Vec::new(),
             ..self.0.clone()
         };
         Row { key: Bytes::from_static(b"c"), value: cluster.encode_to_vec().into() }
@@ -288,6 +296,12 @@ type Change = Result<(Done, Vec<Row>), String>;
 enum Done {
     Revision,
     Project(Project),
+    Skip(Skip),
+}
+
+fn skipped((skip, changed): (Skip, bool)) -> (Done, Vec<Row>) {
+    let rows = if changed { vec![skip_row(&skip)] } else { Vec::new() };
+    (Done::Skip(skip), rows)
 }
 
 fn row(family: u8, id: &[u8], value: &impl Message) -> Row {
@@ -308,6 +322,10 @@ fn project_row(project: &Project) -> Row {
 
 fn key_row(key: &SealedKey) -> Row {
     row(b'k', &[key.purpose.to_be_bytes(), key.key_id.to_be_bytes()].concat(), key)
+}
+
+fn skip_row(skip: &Skip) -> Row {
+    row(b'x', &[&skip.shard.to_be_bytes()[..], &skip.index.to_be_bytes()].concat(), skip)
 }
 
 /// Whether these nodes can begin a cluster; the reason why not, for people.
@@ -375,6 +393,7 @@ fn unknown_project(sender_id: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use martlet_proto::cluster::meta::{HoldEntry, LiftHold, SkipEntry};
     use proptest::prelude::*;
 
     use super::*;
@@ -461,6 +480,11 @@ mod tests {
 
     fn add(sender_id: &str, seed: u8) -> meta_command::Kind {
         meta_command::Kind::AddKey(AddKey { sender_id: sender_id.into(), key: Some(server_key(seed)) })
+    }
+
+    fn hold(shard: u32, index: u64, digest: u8) -> meta_command::Kind {
+        let (digest, reason) = (vec![digest; 32].into(), "why".to_owned());
+        meta_command::Kind::HoldEntry(HoldEntry { shard, index, term: 1, digest, reason, by: String::new() })
     }
 
     fn revoke(sender_id: &str, key_id: u32) -> meta_command::Kind {
@@ -594,6 +618,11 @@ mod tests {
             (sender.clone(), 0_u8..6).prop_map(|(sender, seed)| project(sender, seed)),
             (sender.clone(), 0_u8..6).prop_map(|(sender, seed)| add(sender, seed)),
             (sender, 0_u32..4).prop_map(|(sender, key)| revoke(sender, key)),
+            (0_u32..5, 1_u64..4, 0_u8..2).prop_map(|(shard, index, digest)| hold(shard, index, digest)),
+            (0_u32..5, 1_u64..4, 0_u64..40, prop::bool::ANY).prop_map(|(shard, index, hold, skips)| match skips {
+                true => meta_command::Kind::SkipEntry(SkipEntry { shard, index, hold }),
+                false => meta_command::Kind::LiftHold(LiftHold { shard, index, hold }),
+            }),
         ]
     }
 

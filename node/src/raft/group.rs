@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,6 +26,7 @@ use super::{
     local::Local,
     machine::{Applier, Machine, Reply},
     network::Network,
+    park::{self, Decisions, Parking, Stop},
     settings::RaftSettings,
     storage::Storage,
     types::{Command, Raft, Types},
@@ -58,6 +59,8 @@ pub struct GroupConfig {
     pub preference: Vec<u64>,
     /// Timers and bounds.
     pub settings: RaftSettings,
+    /// What was decided of single entries.
+    pub decisions: Arc<dyn Decisions>,
 }
 
 /// Who leads, as this replica knows it.
@@ -71,6 +74,18 @@ pub struct Leadership {
     pub is_leader: bool,
     /// This replica leads and has applied its own first entry of the term: its state is complete.
     pub first_applied: bool,
+}
+
+impl Leadership {
+    /// A replica that waits before an entry leads nothing.
+    pub(super) fn unless(self, waits: bool) -> Leadership {
+        match waits {
+            true => {
+                Leadership { term: self.term, leader: self.leader.filter(|_| !self.is_leader), ..Default::default() }
+            }
+            false => self,
+        }
+    }
 }
 
 /// Why a proposal was not answered.
@@ -148,8 +163,10 @@ pub struct GroupStatus {
     pub committed_index: u64,
     /// Last index purged from the log.
     pub purged_index: u64,
-    /// What stopped the group, if it has stopped.
+    /// What stopped the group, if it has stopped, or what it waits for.
     pub stopped: Option<String>,
+    /// The entry before which the replica waits.
+    pub waits: Option<Stop>,
     /// Voters by replica id.
     pub voters: BTreeMap<u64, Member>,
 }
@@ -163,6 +180,7 @@ pub struct Group {
     settings: RaftSettings,
     leadership: watch::Receiver<Leadership>,
     stopped: watch::Receiver<Option<String>>,
+    parking: Arc<Parking>,
     /// Term whose leadership was handed over: its lease is not worth anything any more.
     given_up: Arc<AtomicU64>,
     ending: CancellationToken,
@@ -188,37 +206,54 @@ impl Group {
         machine: Box<dyn Machine>,
         network: &Network,
     ) -> Result<Group, GroupError> {
-        let GroupConfig { group, replica, preference, settings } = config;
+        let GroupConfig { group, replica, preference, settings, decisions } = config;
         let failed = |what: String| GroupError { group, what };
         let log = log.group(group);
         let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
         let (led_tx, led) = watch::channel(0);
-        let applier = Applier::new(machine, replica, log.clone(), led_tx).map_err(|e| failed(e.to_string()))?;
-        if let Some(what) = applier.contradiction() {
+        let (parking, machine) = (Parking::new(group, decisions), Arc::new(Mutex::new(machine)));
+        let applier = |replays_upto| {
+            let applier = Applier::new(&machine, replica, log.clone(), led_tx.clone(), parking.clone(), replays_upto);
+            applier.map_err(|e| failed(e.to_string()))
+        };
+        let storage = Storage::new(log.clone());
+        let replays_upto = storage.committed().map_or(0, |at| at.index());
+        let first = applier(replays_upto)?;
+        if let Some(what) = first.contradiction() {
             return Err(failed(format!("replica {replica} cannot start: {what}")));
         }
         let local = Arc::new(Local::new(group, replica, preference, log.clone(), !fresh));
-        let openraft = settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?;
-        let clients = Clients { network: network.clone(), local: local.clone() };
-        let raft = Raft::new(replica, Arc::new(openraft), clients, Storage(log.clone()), applier)
-            .await
-            .map_err(|e| failed(format!("replica {replica} cannot start: {e}")))?;
+        let openraft = Arc::new(settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?);
+        let clients = || Clients { network: network.clone(), local: local.clone() };
+        let raft = match Raft::new(replica, openraft.clone(), clients(), storage, first).await {
+            // It applied what it could. The rest it applies, or waits for, while it runs, so that others have its vote and log.
+            Err(_) if parking.now().is_some() => {
+                let rest = applier(0)?;
+                let storage = Storage::replaying_upto(log.clone(), rest.applied());
+                Raft::new(replica, openraft, clients(), storage, rest).await
+            }
+            started => started,
+        };
+        let raft = raft.map_err(|e| failed(format!("replica {replica} cannot start: {e}")))?;
         // Set here only, once.
         let _ = local.raft.set(raft.clone());
         network.register(local.clone());
 
         let ending = CancellationToken::new();
-        let (leadership, stopped) = watcher::follow(network, &local, &raft, led, &settings, ending.clone());
-        Ok(Group {
+        let (leadership, stopped) = watcher::follow(network, &local, &raft, led, &parking, &settings, ending.clone());
+        let group = Group {
             local,
             raft,
             network: network.clone(),
             settings,
             leadership,
             stopped,
+            parking: parking.clone(),
             given_up: Arc::default(),
             ending,
-        })
+        };
+        network.spawn(park::hand_over(group.clone(), parking));
+        Ok(group)
     }
 
     /// Which group.
@@ -243,7 +278,20 @@ impl Group {
 
     /// Proposes an entry and waits until it is applied here. Cancelled, the entry may be applied or not.
     pub async fn propose(&self, payload: Bytes) -> Result<Reply, ProposeError> {
-        match self.raft.client_write(Command(payload)).await {
+        let mut waits = self.parking.follow();
+        if waits.borrow_and_update().is_some() {
+            return Err(ProposeError::NotLeader { leader: None, term: self.leadership.borrow().term });
+        }
+        let answer = tokio::select! {
+            biased;
+            answer = self.raft.client_write(Command(payload)) => answer,
+            // What was applied before it is answered; this is behind it, and may be applied when it is skipped.
+            stop = waits.wait_for(Option::is_some) => {
+                let words = stop.ok().and_then(|stop| stop.as_ref().map(Stop::to_string));
+                return Err(ProposeError::Stopped(words.unwrap_or_default()));
+            }
+        };
+        match answer {
             Ok(response) => Ok(response.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 let (leader, term) = self.forward(&forward);
@@ -276,8 +324,16 @@ impl Group {
             }
             Err(RaftError::Fatal(fatal)) => return Err(ReadError::Stopped(fatal.to_string())),
         };
-        let reached = barrier.await_ready(&self.raft).await.map_err(|fatal| ReadError::Stopped(fatal.to_string()))?;
-        Ok(reached.read_log_id().index())
+        let mut waits = self.parking.follow();
+        let reached = tokio::select! {
+            biased;
+            reached = barrier.await_ready(&self.raft) => reached,
+            stop = waits.wait_for(Option::is_some) => {
+                let words = stop.ok().and_then(|stop| stop.as_ref().map(Stop::to_string));
+                return Err(ReadError::Stopped(words.unwrap_or_default()));
+            }
+        };
+        Ok(reached.map_err(|fatal| ReadError::Stopped(fatal.to_string()))?.read_log_id().index())
     }
 
     /// Whether no other replica can lead at this moment: a quorum has answered something that was sent less than the election
@@ -303,6 +359,7 @@ impl Group {
         let metrics = metrics.borrow_watched().clone();
         let index = |at: Option<super::types::LogId>| at.map_or(0, |at| at.index());
         let membership = metrics.membership_config.membership();
+        let waits = self.parking.now();
         let voters = membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect();
         GroupStatus {
             replica: self.local.replica,
@@ -312,7 +369,8 @@ impl Group {
             applied_index: index(metrics.last_applied),
             committed_index: index(metrics.local_committed),
             purged_index: index(metrics.purged),
-            stopped: self.stopped.borrow().clone(),
+            stopped: self.stopped.borrow().clone().or_else(|| waits.as_ref().map(Stop::to_string)),
+            waits,
             voters,
         }
     }
@@ -332,6 +390,10 @@ impl Group {
     /// ([`Log::pins`]; 0 for none). Returns the index up to which it may forget; 0 when there is nothing.
     pub async fn purge_upto(&self, index: u64, pinned: u64) -> Result<u64, GroupError> {
         let failed = |what: String| GroupError { group: self.id(), what: format!("cannot be purged: {what}") };
+        if self.parking.now().is_some() {
+            // Its machine is busy waiting, and has applied nothing since.
+            return Ok(0);
+        }
         let possible = index.min(self.replicated_everywhere());
         let upto = possible.saturating_sub(self.settings.kept_entries).max(pinned.min(possible));
         if upto == 0 || self.local.log.purged().is_some_and(|purged| purged.index >= upto) {
@@ -399,7 +461,7 @@ impl Group {
         self.give_to(to).await
     }
 
-    async fn give_to(&self, to: u64) -> Result<(), GroupError> {
+    pub(super) async fn give_to(&self, to: u64) -> Result<(), GroupError> {
         self.given_up.fetch_max(self.leadership.borrow().term, Ordering::SeqCst);
         let failed = |what: String| GroupError { group: self.id(), what };
         self.raft.trigger().transfer_leader(to).await.map_err(|e| failed(e.to_string()))
@@ -435,6 +497,7 @@ impl Group {
     /// Stops the replica; it can be started again.
     pub async fn shutdown(&self) {
         self.network.deregister(&self.local);
+        self.parking.ending.cancel();
         if let Err(e) = self.raft.shutdown().await {
             tracing::warn!(group = %self.id(), error = %e, "the group did not end in order");
         }
@@ -442,7 +505,7 @@ impl Group {
     }
 
     /// Voters that are caught up and say that they would lead, the best first; and whether any voter that answers would.
-    async fn successors(&self) -> (Vec<u64>, bool) {
+    pub(super) async fn successors(&self) -> (Vec<u64>, bool) {
         let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
         let clients = Clients { network: self.network.clone(), local: self.local.clone() };
         let asked = membership.voter_ids().filter(|id| *id != self.local.replica).filter_map(|id| {
@@ -455,6 +518,11 @@ impl Group {
         let willing: Vec<u64> = futures::future::join_all(asked).await.into_iter().flatten().collect();
         let ready = self.caught_up_voters().into_iter().filter(|id| willing.contains(id)).collect();
         (ready, !willing.is_empty())
+    }
+
+    /// Whether this replica has the leadership, also while it waits and makes no use of it.
+    pub(super) fn leads_unmasked(&self) -> bool {
+        leadership(&self.raft, self.local.replica, 0).is_leader
     }
 
     /// Voters that this leader could hand over to by their logs, the most advanced first.

@@ -32,6 +32,8 @@ pub(super) struct Local {
     floor: Mutex<Option<Floor>>,
     /// About to stop: takes no leadership.
     leaving: AtomicBool,
+    /// Waits before an entry: takes no leadership.
+    waiting: AtomicBool,
     /// The term in which this replica campaigns because a majority has lost the leader before, and that leader's node.
     claim: Mutex<Option<(u64, u64)>>,
     /// As a leader it was cut off from a majority at this time: what was sent before is no lease.
@@ -68,6 +70,7 @@ impl Local {
             heard: Mutex::default(),
             floor: Mutex::default(),
             leaving: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             claim: Mutex::default(),
             cut_off: Mutex::default(),
             reverts: Mutex::default(),
@@ -93,9 +96,19 @@ impl Local {
         self.leaving.store(true, Ordering::SeqCst);
     }
 
+    /// Whether it takes no leadership any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// Whether it would not take leadership now.
     pub(super) fn is_unwilling(&self) -> bool {
-        self.is_quiet() || self.leaving.load(Ordering::SeqCst)
+        self.is_quiet() || self.is_leaving() || self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Whether it waits before an entry that it cannot apply.
+    pub(super) fn set_waiting(&self, waits: bool) {
+        self.waiting.store(waits, Ordering::SeqCst);
     }
 
     /// Votes asked for in `term` say that a majority has lost the leader on `node`.

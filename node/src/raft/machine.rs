@@ -3,7 +3,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,9 +19,13 @@ use tokio::sync::watch;
 
 use super::{
     encode::{from_mark, to_mark},
-    types::{LogId, StoredMembership, Types, entry_position},
+    park::{self, Decision, Parking, Stop, Why},
+    types::{Entry, LogId, StoredMembership, Types, entry_position},
 };
-use crate::log::{GroupLog, Index};
+use crate::{
+    log::{GroupLog, Index},
+    panicked,
+};
 
 /// Between two looks of a follower whether there is memory for more.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
@@ -36,7 +40,8 @@ pub trait Machine: Send + 'static {
 
     /// Applies one proposed entry. `mark` is to be kept together with what the entry writes.
     ///
-    /// An error (or a panic) stops this replica, not the process; it must have written nothing.
+    /// An error (or a panic) stops this replica, not the process; it must have written nothing. With [`Fault::Entry`] the machine
+    /// is as before the call: the replica waits before the entry, and may be told to pass over it.
     fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError>;
 
     /// An entry without a payload (a new term, a membership): only the mark moves.
@@ -62,7 +67,24 @@ pub struct MachineError {
     pub at: Index,
     /// What went wrong.
     pub what: String,
+    /// Whose fault it is.
+    pub fault: Fault,
 }
+
+/// Whose fault it is that an entry cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Of what the entry asks for: other replicas of the same program meet it too. Nothing was changed.
+    Entry {
+        /// Which command of the entry, by place and kind.
+        operation: String,
+    },
+    /// Of this replica or its disk.
+    Replica,
+}
+
+/// The machine of a replica; never contended: openraft wants it shareable, a machine need not be.
+pub(super) type Shared = Arc<Mutex<Box<dyn Machine>>>;
 
 /// What a machine answers to a proposal.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,8 +99,7 @@ pub enum Reply {
 
 /// Applies entries to a [`Machine`], in the order of the log.
 pub(super) struct Applier {
-    /// Never contended: openraft wants it shareable, a machine need not be.
-    machine: Mutex<Box<dyn Machine>>,
+    machine: Shared,
     applied: Option<LogId>,
     membership: StoredMembership,
     replica: u64,
@@ -89,19 +110,31 @@ pub(super) struct Applier {
     leading: Option<u64>,
     /// Newest term led by this replica of which its own first entry is applied.
     led: watch::Sender<u64>,
+    parking: Arc<Parking>,
+    /// Entries up to here are applied before the group runs: that must not wait.
+    replays_upto: u64,
 }
 
 impl Applier {
     pub(super) fn new(
-        machine: Box<dyn Machine>,
+        machine: &Shared,
         replica: u64,
         log: GroupLog,
         led: watch::Sender<u64>,
+        parking: Arc<Parking>,
+        replays_upto: u64,
     ) -> io::Result<Applier> {
-        let (applied, membership) = machine.mark().map_or_else(|| Ok(Default::default()), from_mark)?;
+        let mark = exclusive(machine).mark();
+        let (applied, membership) = mark.map_or_else(|| Ok(Default::default()), from_mark)?;
         let former_term = log.vote().map_or(0, |vote| vote.term);
-        let machine = Mutex::new(machine);
-        Ok(Applier { machine, applied, membership, replica, log, former_term, leading: None, led })
+        let machine = Arc::clone(machine);
+        let leading = None;
+        Ok(Applier { machine, applied, membership, replica, log, former_term, leading, led, parking, replays_upto })
+    }
+
+    /// Last entry applied.
+    pub(super) fn applied(&self) -> Option<LogId> {
+        self.applied
     }
 
     /// Why what the store holds and what the log holds cannot belong together, if so.
@@ -127,27 +160,79 @@ impl Applier {
         })
     }
 
-    fn one(&mut self, entry: super::types::Entry) -> io::Result<Reply> {
-        let at = entry_position(&entry);
+    /// Applies an entry, or passes over it, if need be after a wait.
+    async fn one_or_wait(&mut self, entry: &Entry) -> io::Result<Reply> {
+        loop {
+            let stop = match self.one(entry)? {
+                Ok(reply) => {
+                    self.parking.passed();
+                    return Ok(reply);
+                }
+                Err(stop) => stop,
+            };
+            self.parking.stopped(&stop);
+            if stop.at.index <= self.replays_upto {
+                return Err(io::Error::other(stop.to_string()));
+            }
+            let log = &self.log;
+            let committed = || log.committed().map_or(0, |at| at.index);
+            self.parking.decided(&stop, committed).await.map_err(io::Error::other)?;
+        }
+    }
+
+    fn one(&mut self, entry: &Entry) -> io::Result<Result<Reply, Stop>> {
+        let at = entry_position(entry);
+        let skips = match &entry.payload {
+            EntryPayload::Normal(command) => match self.parking.decisions.of(at.index) {
+                Decision::None => false,
+                Decision::Held => return Ok(Err(self.held(at, &command.0))),
+                Decision::Skip { term, digest } if term == at.term && digest == park::digest(&command.0) => true,
+                Decision::Skip { .. } => return Ok(Err(self.stop(at, &command.0, Why::OtherEntry))),
+            },
+            EntryPayload::Blank | EntryPayload::Membership(_) => false,
+        };
         self.note_leader(at.term);
         if let EntryPayload::Membership(membership) = &entry.payload {
             self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
         }
         let mark = to_mark(&entry.log_id, &self.membership);
-        let machine = exclusive(&mut self.machine);
-        // A panic stops this replica and names the entry; what the machine held is never used again.
-        let result = catch_unwind(AssertUnwindSafe(|| match entry.payload {
-            EntryPayload::Normal(command) => machine.apply(at, mark, &command.0),
+        let mut machine = exclusive(&self.machine);
+        // A panic that the machine did not catch stops this replica and names the entry; what the machine held is never used again.
+        let result = catch_unwind(AssertUnwindSafe(|| match &entry.payload {
+            EntryPayload::Normal(command) if !skips => machine.apply(at, mark, &command.0),
             _ => machine.advance(at, mark).map(|()| Reply::None),
         }));
-        let reply = result
-            .unwrap_or_else(|panic| Err(MachineError { at, what: format!("panicked: {}", said(&*panic)) }))
-            .map_err(io::Error::other)?;
+        drop(machine);
+        let result = result.unwrap_or_else(|panic| {
+            let what = format!("panicked: {}", panicked::said(&*panic));
+            Err(MachineError { at, what, fault: Fault::Replica })
+        });
+        let reply = match (result, &entry.payload) {
+            (Ok(reply), _) => reply,
+            (Err(MachineError { what, fault: Fault::Entry { operation }, .. }), EntryPayload::Normal(command)) => {
+                return Ok(Err(self.stop(at, &command.0, Why::Poison { operation, what })));
+            }
+            (Err(error), _) => return Err(io::Error::other(error)),
+        };
+        if skips {
+            tracing::warn!(group = %self.parking.group, index = at.index, term = at.term, "an entry is skipped, as was decided");
+        }
         self.applied = Some(entry.log_id);
         if let Some(term) = self.leading {
             self.led.send_if_modified(|led| std::mem::replace(led, term) != term);
         }
-        Ok(reply)
+        Ok(Ok(reply))
+    }
+
+    /// The entry is not tried, unless this process has tried it already: before its group ran.
+    fn held(&self, at: Index, payload: &[u8]) -> Stop {
+        let held = self.stop(at, payload, Why::Held);
+        let tried = |stop: &Stop| matches!(stop.why, Why::Poison { .. }) && (stop.at, stop.digest) == (at, held.digest);
+        self.parking.now().filter(tried).unwrap_or(held)
+    }
+
+    fn stop(&self, at: Index, payload: &[u8], why: Why) -> Stop {
+        Stop { group: self.parking.group, at, digest: park::digest(payload), why }
     }
 
     /// Before an entry of this term is applied.
@@ -160,18 +245,13 @@ impl Applier {
         let leading = own.then_some(term);
         if leading != self.leading {
             self.leading = leading;
-            exclusive(&mut self.machine).leading(leading);
+            exclusive(&self.machine).leading(leading);
         }
     }
 }
 
-fn exclusive(machine: &mut Mutex<Box<dyn Machine>>) -> &mut dyn Machine {
-    &mut **machine.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-fn said(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+fn exclusive(machine: &Shared) -> MutexGuard<'_, Box<dyn Machine>> {
+    machine.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RaftStateMachine<Types> for Applier {
@@ -189,10 +269,10 @@ impl RaftStateMachine<Types> for Applier {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             // A leader refuses enqueues instead, and goes on with the acks and expiry that free memory.
-            while self.leading.is_none() && exclusive(&mut self.machine).must_wait() {
+            while self.leading.is_none() && exclusive(&self.machine).must_wait() {
                 tokio::time::sleep(ROOM_WAIT).await;
             }
-            let reply = self.one(entry)?;
+            let reply = self.one_or_wait(&entry).await?;
             if let Some(responder) = responder {
                 responder.send(reply);
             }

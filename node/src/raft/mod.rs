@@ -14,6 +14,7 @@ mod local;
 mod lost;
 mod machine;
 mod network;
+mod park;
 mod presence;
 mod service;
 mod settings;
@@ -27,8 +28,9 @@ mod tests;
 pub use group::{Group, GroupConfig, GroupError, GroupStatus, HandedOver, Leadership, Member, ProposeError, ReadError};
 pub use line::Dialer;
 pub use links::{DirectLinks, Links, Wire};
-pub use machine::{Machine, MachineError, Reply};
+pub use machine::{Fault, Machine, MachineError, Reply};
 pub use network::Network;
+pub use park::{Decision, Decisions, Digest, Stop, Undecided, Why};
 pub use service::RaftService;
 pub use settings::RaftSettings;
 

@@ -21,14 +21,34 @@ use crate::log::{self, GroupLog};
 const APPEND_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
-pub(super) struct Storage(pub(super) GroupLog);
+pub(super) struct Storage {
+    log: GroupLog,
+    /// What is replayed at a start; else what is known committed.
+    replayed: Option<Option<LogId>>,
+}
 
 impl Storage {
+    pub(super) fn new(log: GroupLog) -> Storage {
+        Storage { log, replayed: None }
+    }
+
+    /// The group replays nothing beyond `upto` at its start, whatever is known to be committed: a leader tells it again.
+    pub(super) fn replaying_upto(log: GroupLog, upto: Option<LogId>) -> Storage {
+        Storage { log, replayed: Some(upto) }
+    }
+
+    /// Known committed and here.
+    pub(super) fn committed(&self) -> Option<LogId> {
+        // Written along, not synced for: a crash may have kept the index and lost the entries.
+        let committed = self.log.committed().filter(|committed| self.log.last() >= Some(*committed));
+        self.replayed.unwrap_or_else(|| committed.map(log_id))
+    }
+
     async fn read(&self, range: Range<u64>) -> io::Result<Vec<log::Entry>> {
-        if let Some(entries) = self.0.read_cached(range.clone()) {
+        if let Some(entries) = self.log.read_cached(range.clone()) {
             return Ok(entries);
         }
-        let log = self.0.clone();
+        let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.read(range)).await.map_err(io::Error::other)?
     }
 }
@@ -42,7 +62,7 @@ impl RaftLogReader<Types> for Storage {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        Ok(self.0.vote().map(vote))
+        Ok(self.log.vote().map(vote))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
@@ -61,7 +81,7 @@ impl RaftLogStorage<Types> for Storage {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        Ok(LogState { last_purged_log_id: self.0.purged().map(log_id), last_log_id: self.0.last().map(log_id) })
+        Ok(LogState { last_purged_log_id: self.log.purged().map(log_id), last_log_id: self.log.last().map(log_id) })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -69,18 +89,16 @@ impl RaftLogStorage<Types> for Storage {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.0.save_vote(plain_vote(vote)).await
+        self.log.save_vote(plain_vote(vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        self.0.save_committed(committed.as_ref().map(position));
+        self.log.save_committed(committed.as_ref().map(position));
         Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        // Written along, not synced for: a crash may have kept the index and lost the entries.
-        let committed = self.0.committed().filter(|committed| self.0.last() >= Some(*committed));
-        Ok(committed.map(log_id))
+        Ok(self.committed())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
@@ -89,15 +107,15 @@ impl RaftLogStorage<Types> for Storage {
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().map(|entry| to_log(&entry)).collect();
-        self.0.append(entries, Box::new(|result| callback.io_completed(result))).await
+        self.log.append(entries, Box::new(|result| callback.io_completed(result))).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.0.truncate(last.map_or(0, |last| last.index() + 1)).await
+        self.log.truncate(last.map_or(0, |last| last.index() + 1)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.0.purge(position(&upto)).await
+        self.log.purge(position(&upto)).await
     }
 }
 
@@ -209,7 +227,7 @@ mod tests {
             let config =
                 LogConfig { segment_bytes: 64 << 10, drain_bytes: 16 << 10, cache_bytes: 0, ..LogConfig::new("wal") };
             let (log, _) = Log::open(config, Arc::new(ForgetfulDisk::new())).unwrap();
-            let storage = Storage(log.group(GroupId(1)));
+            let storage = Storage::new(log.group(GroupId(1)));
             Ok((log, storage, Follower::default()))
         }
     }

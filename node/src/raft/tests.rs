@@ -1,5 +1,7 @@
 //! Groups of three nodes in one process, over real connections on loopback and disks that forget.
 
+mod parking;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -32,6 +34,8 @@ struct Seen {
     /// There is no memory for more; how often that was said.
     full: bool,
     waits: usize,
+    /// Applies what the others cannot.
+    knows_poison: bool,
 }
 
 struct Counter(Arc<Mutex<Seen>>);
@@ -49,9 +53,13 @@ impl Machine for Counter {
 
     fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
         if payload == b"refuse" {
-            return Err(MachineError { at, what: "asked to".to_owned() });
+            return Err(MachineError { at, what: "asked to".to_owned(), fault: Fault::Replica });
         }
         let mut seen = self.0.lock().unwrap();
+        if payload == b"poison" && !seen.knows_poison {
+            let fault = Fault::Entry { operation: "command 0, Poison".to_owned() };
+            return Err(MachineError { at, what: "panicked: in a test".to_owned(), fault });
+        }
         seen.applied.push(Bytes::copy_from_slice(payload));
         seen.mark = Some(mark);
         Ok(Reply::Shard(vec![None; seen.applied.len()]))
@@ -89,7 +97,14 @@ struct Node {
 }
 
 impl Node {
-    async fn start(id: u64, address: SocketAddr, disk: ForgetfulDisk, wiring: &Wiring, settings: RaftSettings) -> Node {
+    async fn start(
+        id: u64,
+        address: SocketAddr,
+        disk: ForgetfulDisk,
+        wiring: &Wiring,
+        settings: RaftSettings,
+        decisions: Arc<dyn Decisions>,
+    ) -> Node {
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk.clone())).unwrap();
         let network = Network::new(id, wiring.of(id), Arc::new(SystemClock));
@@ -105,7 +120,7 @@ impl Node {
         serving.spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
         let seen = Arc::<Mutex<Seen>>::default();
         let preference = (1..=9).map(|id| id * 10).collect();
-        let config = GroupConfig { group: GROUP, replica: id * 10, preference, settings };
+        let config = GroupConfig { group: GROUP, replica: id * 10, preference, settings, decisions };
         let machine = Box::new(Counter(seen.clone()));
         let group = Group::start(config, &log, machine, &network).await.unwrap();
         Node { id, disk, log, network, group, seen, serving }
@@ -144,6 +159,7 @@ struct Cluster {
     addresses: BTreeMap<u64, SocketAddr>,
     wiring: Wiring,
     nodes: BTreeMap<u64, Node>,
+    decisions: Arc<parking::ByHand>,
 }
 
 impl Cluster {
@@ -157,8 +173,8 @@ impl Cluster {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.insert(id, listener.local_addr().unwrap());
         }
-        let wiring = Wiring::new(Arc::new(DirectLinks));
-        let mut cluster = Cluster { settings, addresses, wiring, nodes: BTreeMap::new() };
+        let (wiring, decisions) = (Wiring::new(Arc::new(DirectLinks)), Arc::default());
+        let mut cluster = Cluster { settings, addresses, wiring, nodes: BTreeMap::new(), decisions };
         for id in 1..=count {
             cluster.start(id, ForgetfulDisk::new()).await;
         }
@@ -171,7 +187,8 @@ impl Cluster {
     }
 
     async fn start(&mut self, id: u64, disk: ForgetfulDisk) {
-        let node = Node::start(id, self.addresses[&id], disk, &self.wiring, self.settings.clone()).await;
+        let (settings, decisions) = (self.settings.clone(), self.decisions.clone());
+        let node = Node::start(id, self.addresses[&id], disk, &self.wiring, settings, decisions).await;
         self.nodes.insert(id, node);
     }
 

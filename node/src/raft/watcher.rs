@@ -14,6 +14,7 @@ use super::{
     group::{Leadership, leadership},
     local::{Floor, Local},
     network::Network,
+    park::{Parking, Stop},
     settings::RaftSettings,
     types::{Raft, position},
 };
@@ -24,14 +25,15 @@ pub(super) fn follow(
     local: &Arc<Local>,
     raft: &Raft,
     led: watch::Receiver<u64>,
+    parking: &Parking,
     settings: &RaftSettings,
     ending: CancellationToken,
 ) -> (watch::Receiver<Leadership>, watch::Receiver<Option<String>>) {
     let (leadership_tx, leadership_rx) = watch::channel(leadership(raft, local.replica, 0));
     let (stopped_tx, stopped_rx) = watch::channel(None);
-    let (task_local, task_raft) = (local.clone(), raft.clone());
+    let (task_local, task_raft, parked) = (local.clone(), raft.clone(), parking.follow());
     network.spawn(async move {
-        let why = tell(&task_local, &task_raft, led, leadership_tx, ending).await;
+        let why = tell(&task_local, &task_raft, led, parked, leadership_tx, ending).await;
         tracing::info!(group = %task_local.group, replica = task_local.replica, why, "the group has stopped");
         stopped_tx.send_replace(Some(why));
     });
@@ -54,12 +56,15 @@ async fn tell(
     local: &Local,
     raft: &Raft,
     mut led: watch::Receiver<u64>,
+    mut parked: watch::Receiver<Option<Stop>>,
     told: watch::Sender<Leadership>,
     ending: CancellationToken,
 ) -> String {
     let mut server = raft.server_metrics();
     loop {
-        let now = leadership(raft, local.replica, *led.borrow_and_update());
+        let waits = parked.borrow_and_update().is_some();
+        local.set_waiting(waits);
+        let now = leadership(raft, local.replica, *led.borrow_and_update()).unless(waits);
         let changed = told.send_if_modified(|before| std::mem::replace(before, now) != now);
         if changed {
             let Leadership { term, leader, is_leader, first_applied } = now;
@@ -69,6 +74,7 @@ async fn tell(
             alive = server.changed() => if alive.is_err() { break },
             // Its sender ends with the machine, which ends with the group.
             alive = led.changed() => if alive.is_err() { break },
+            alive = parked.changed() => if alive.is_err() { break },
             () = ending.cancelled() => break,
         }
     }
@@ -114,7 +120,7 @@ async fn catch_up(clients: &Clients, raft: &Raft, pause: Duration) {
     local.set_floor(None);
     local.quiet.store(false, Ordering::SeqCst);
     // Unless it is about to stop.
-    raft.runtime_config().elect(!local.is_unwilling());
+    raft.runtime_config().elect(!local.is_leaving());
 }
 
 /// The newest of what all voters have; `None` while one of them does not answer, or the voters are not known.

@@ -7,9 +7,10 @@ use martlet_proto::cluster::{
     admin::{
         AddKeyReply, AddKeyRequest, CreateClusterReply, CreateClusterRequest, CreateProjectReply, CreateProjectRequest,
         GatewayStatus, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply, PrepareRequest,
-        RevokeKeyReply, RevokeKeyRequest, StatusReply, StatusRequest, admin_server::Admin,
+        RevokeKeyReply, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest,
+        admin_server::Admin,
     },
-    meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, meta_answer, meta_command},
+    meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, Skip, SkipState, meta_answer, meta_command},
 };
 use rand::Rng;
 use tokio::time::{sleep, timeout};
@@ -59,11 +60,11 @@ impl AdminService {
         self.membership.meta().ok_or_else(|| Status::failed_precondition("this node belongs to no cluster"))
     }
 
-    fn kept(&self) -> Arc<MetaState> {
+    pub(super) fn kept(&self) -> Arc<MetaState> {
         Arc::clone(&self.parts.keeper.kept().borrow())
     }
 
-    async fn propose(&self, kind: meta_command::Kind) -> Result<meta_answer::Kind, Status> {
+    pub(super) async fn propose(&self, kind: meta_command::Kind) -> Result<meta_answer::Kind, Status> {
         let answer = self.meta()?.propose(kind).await.map_err(|error| Status::unavailable(error.to_string()))?;
         match answer.kind {
             Some(meta_answer::Kind::Refused(why)) => Err(Status::failed_precondition(why)),
@@ -75,7 +76,7 @@ impl AdminService {
     async fn propose_for_project(&self, kind: meta_command::Kind) -> Result<Project, Status> {
         match self.propose(kind).await? {
             meta_answer::Kind::Project(project) => Ok(project),
-            meta_answer::Kind::Revision(_) | meta_answer::Kind::Refused(_) => {
+            meta_answer::Kind::Revision(_) | meta_answer::Kind::Skip(_) | meta_answer::Kind::Refused(_) => {
                 Err(Status::internal("the meta group answered without a project"))
             }
         }
@@ -102,11 +103,18 @@ impl AdminService {
     }
 
     fn own_status(&self) -> NodeStatus {
+        let mut groups = self.parts.replicas.status();
+        let kept = self.kept();
+        for status in &mut groups {
+            let Some((poison, shard)) = status.poison.as_ref().zip(status.group.checked_sub(1)) else { continue };
+            let held = |skip: &&Skip| (skip.shard, skip.index, skip.state()) == (shard, poison.index, SkipState::Held);
+            status.hold = kept.skips.iter().find(held).map_or(0, |skip| skip.hold);
+        }
         NodeStatus {
             node_id: self.parts.config.node.id,
             address: self.parts.address.clone(),
             unreachable: String::new(),
-            groups: self.parts.replicas.status(),
+            groups,
             log_bytes: self.parts.log.bytes(),
             log_segments: self.parts.log.segments(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -114,7 +122,7 @@ impl AdminService {
     }
 
     /// This node and, as far as they answer, the others; and the gateways of all of them.
-    async fn everywhere(&self, nodes: &[Node]) -> (Vec<NodeStatus>, Vec<GatewayStatus>) {
+    pub(super) async fn everywhere(&self, nodes: &[Node]) -> (Vec<NodeStatus>, Vec<GatewayStatus>) {
         let own = self.parts.config.node.id;
         let others = join_all(nodes.iter().filter(|node| node.node_id != own).map(|node| self.status_of(node))).await;
         let mut statuses = vec![self.own_status()];
@@ -262,10 +270,14 @@ impl Admin for AdminService {
         let RevokeKeyRequest { sender_id, key_id } = request.into_inner();
         match self.propose(meta_command::Kind::RevokeKey(RevokeKey { sender_id, key_id })).await? {
             meta_answer::Kind::Revision(revision) => Ok(Response::new(self.confirmed(revision).await)),
-            meta_answer::Kind::Project(_) | meta_answer::Kind::Refused(_) => {
+            meta_answer::Kind::Project(_) | meta_answer::Kind::Skip(_) | meta_answer::Kind::Refused(_) => {
                 Err(Status::internal("the meta group answered without a revision"))
             }
         }
+    }
+
+    async fn skip_entry(&self, request: Request<SkipEntryRequest>) -> Result<Response<SkipEntryReply>, Status> {
+        Ok(Response::new(self.skip(request.into_inner()).await?))
     }
 }
 

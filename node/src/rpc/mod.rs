@@ -4,3 +4,4 @@ pub mod admin;
 pub mod meta;
 pub mod peers;
 pub mod queue;
+mod skip;

@@ -26,8 +26,8 @@ use super::time::ShardTime;
 use crate::{
     clock::Clock,
     delivery::{desk::Desk, window::Waiting},
-    raft::{Index, Machine, MachineError, Reply},
-    state::{Effect, MailboxRow, Rows, State, StateError, Write, waiting},
+    raft::{Fault, Index, Machine, MachineError, Reply},
+    state::{ApplyError, Effect, MailboxRow, Rows, State, StateError, Write, waiting},
     store::{Mark, ShardStore, key},
 };
 
@@ -178,11 +178,14 @@ impl Replica {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, at: Index, mark: Bytes, entry: &Entry) -> Result<Reply, String> {
+    fn apply(&self, at: Index, mark: Bytes, entry: &Entry) -> Result<Reply, MachineError> {
         let (applied, time_ms) = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            let mut applied = state.apply(&Seen(&*self.rows), at.index, entry).map_err(|error| error.to_string())?;
-            self.rows.commit(Mark { index: at.index, bytes: mark }, std::mem::take(&mut applied.writes))?;
+            let mut applied =
+                state.apply(&Seen(&*self.rows), at.index, entry).map_err(|error| not_applied(at, &error))?;
+            self.rows
+                .commit(Mark { index: at.index, bytes: mark }, std::mem::take(&mut applied.writes))
+                .map_err(|what| not_kept(at, what))?;
             (applied, state.time_ms())
         };
         let now: Instant = self.clock.now();
@@ -239,6 +242,18 @@ impl Rows for Seen<'_> {
     }
 }
 
+fn not_applied(at: Index, error: &ApplyError) -> MachineError {
+    let fault = match error.is_of_the_entry() {
+        true => Fault::Entry { operation: error.operation() },
+        false => Fault::Replica,
+    };
+    MachineError { at, what: error.source.to_string(), fault }
+}
+
+fn not_kept(at: Index, what: String) -> MachineError {
+    MachineError { at, what, fault: Fault::Replica }
+}
+
 impl Machine for ShardMachine {
     fn must_wait(&self) -> bool {
         self.0.rows.must_wait()
@@ -249,12 +264,15 @@ impl Machine for ShardMachine {
     }
 
     fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-        let entry = Entry::decode(payload).map_err(|error| MachineError { at, what: error.to_string() })?;
-        self.0.apply(at, mark, &entry).map_err(|what| MachineError { at, what })
+        let entry = Entry::decode(payload).map_err(|error| {
+            let operation = "the entry as a whole".to_owned();
+            MachineError { at, what: error.to_string(), fault: Fault::Entry { operation } }
+        })?;
+        self.0.apply(at, mark, &entry)
     }
 
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {
         let mark = Mark { index: at.index, bytes: mark };
-        self.0.rows.commit(mark, vec![]).map_err(|what| MachineError { at, what })
+        self.0.rows.commit(mark, vec![]).map_err(|what| not_kept(at, what))
     }
 }

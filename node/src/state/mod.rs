@@ -6,8 +6,8 @@
 //! falls. The caller carries out the writes together, hands the effects to delivery when it leads, and sends the answers.
 //!
 //! The invariant: an entry happens whole or not at all. Commands work on a draft over the rows; the resident part changes
-//! only after the last of them. A malformed operation is answered so; a row that is not what it should be, or a command that
-//! this program does not know, stops the replica: going on would be guessing.
+//! only after the last of them. A malformed operation is answered so; a row that is not what it should be, a command that
+//! this program does not know, or a panic stops the replica: going on would be guessing.
 //!
 //! Not yet: collapse keys travel in messages but do not collapse; receipts, topics, upstream and recall have no commands.
 
@@ -19,6 +19,7 @@ mod draft;
 mod effect;
 mod enqueue;
 mod expiry;
+mod failure;
 pub mod mailbox;
 pub mod memory;
 mod overflow;
@@ -30,6 +31,8 @@ mod warm;
 
 #[cfg(test)]
 mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use martlet_proto::{
     cluster::{
@@ -44,11 +47,15 @@ use self::draft::{Draft, refused};
 pub use self::{
     count::{CountRow, counters},
     effect::Effect,
+    failure::ApplyError,
     mailbox::{MailboxRow, waiting},
     rows::{Rows, RowsError, Write},
     version::KNOWN as VERSION_KNOWN,
 };
-use crate::store::key::{self, BadRow};
+use crate::{
+    bug, panicked,
+    store::key::{self, BadRow},
+};
 
 /// The resident part of a shard's state; the rest is its rows.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,18 +99,9 @@ pub enum StateError {
     /// Rows contradict each other.
     #[error("the rows contradict each other: {0}")]
     Broken(&'static str),
-}
-
-/// An entry could not be applied: nothing of it happened, and this replica must stop.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot apply command {position} of log index {index}: {source}")]
-pub struct ApplyError {
-    /// Log index of the entry.
-    pub index: u64,
-    /// Place of the command in its entry, from 0.
-    pub position: usize,
-    /// Why.
-    pub source: StateError,
+    /// A command panicked: a defect of this program.
+    #[error("panicked: {0}")]
+    Panicked(String),
 }
 
 impl State {
@@ -123,16 +121,26 @@ impl State {
     /// Applies the entry at log `index` to `rows`, which hold all entries before it and nothing of this one.
     ///
     /// # Errors
-    /// When a row cannot be read or is wrong, or a command is unknown here. The state is then as before; the replica stops.
+    /// When a row cannot be read or is wrong, a command is unknown here, or panics. The state is then as before; the replica stops.
     pub fn apply(&mut self, rows: &dyn Rows, index: u64, entry: &Entry) -> Result<Applied, ApplyError> {
         let mut shard = self.shard;
         shard.time_ms = shard.time_ms.max(entry.shard_time_ms);
         let mut draft = Draft::new(rows, &self.warm, shard);
         let mut answers = Vec::with_capacity(entry.commands.len());
-        for (position, command) in entry.commands.iter().enumerate() {
-            let answer = self.command(&mut draft, index, position, command);
-            answers.push(answer.map_err(|source| ApplyError { index, position, source })?);
-        }
+        let mut position = 0;
+        let commands = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(command) = entry.commands.get(position) {
+                answers.push(self.command(&mut draft, index, position, command)?);
+                position += 1;
+            }
+            Ok(())
+        }));
+        // The draft goes with everything in it.
+        let done = commands.unwrap_or_else(|panic| Err(StateError::Panicked(panicked::said(&*panic).to_owned())));
+        done.map_err(|source| {
+            let kind = failure::kind(entry.commands.get(position));
+            ApplyError { index, position, kind, source }
+        })?;
 
         count::write(&mut draft);
         let Draft { mut rows, warm, counts: _, effects, answered, shard } = draft;
@@ -231,6 +239,7 @@ impl State {
             return Ok(answer);
         }
         let answer = match kind {
+            operation::Kind::Enqueue(enqueue) if bug::poisons(&enqueue.payload) => panic!("poisoned by a test"),
             operation::Kind::Enqueue(enqueue) => enqueue::enqueue(draft, sequence, id, stamped, enqueue, limits)?,
             operation::Kind::Register(register) => registry::register(draft, register, limits)?,
             operation::Kind::Unregister(unregister) => registry::unregister(draft, unregister)?,

@@ -12,6 +12,7 @@ mod log_seeds;
 mod model;
 mod must_hold;
 mod nodes;
+mod poison;
 mod put_back;
 mod serving;
 mod state;

@@ -18,22 +18,29 @@ use crate::nodes::{Nodes, until};
 pub(crate) const DEVICE: u64 = 0x1122_3344_5566_7788;
 const SENDER: &str = "100000000001";
 
-/// Operations on shard 0 at one node.
+/// Operations on one shard at one node.
 pub(crate) struct Submit {
     batches: mpsc::Sender<SubmitRequest>,
     replies: Streaming<SubmitReply>,
+    shard: u32,
     /// Shard time as last heard.
     pub(crate) time_ms: u64,
     calls: u64,
     /// Why the last operation was refused, if it was.
     pub(crate) refused: Option<Reason>,
+    /// Id of the last operation.
+    pub(crate) last_id: Bytes,
 }
 
 impl Submit {
     pub(crate) async fn open(nodes: &Nodes, at: usize) -> Self {
+        Self::open_shard(nodes, at, 0).await
+    }
+
+    async fn open_shard(nodes: &Nodes, at: usize, shard: u32) -> Self {
         let (batches, requests) = mpsc::channel(8);
         let replies = queue(nodes, at).submit(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        Self { batches, replies, time_ms: 0, calls: 0, refused: None }
+        Self { batches, replies, shard, time_ms: 0, calls: 0, refused: None, last_id: Bytes::new() }
     }
 
     /// The outcome of one operation; `None` when it was not taken: no leader here, or the time was to be learned first.
@@ -43,24 +50,12 @@ impl Submit {
 
     /// As [`Submit::once`], of an operation that was first tried at a shard time of before.
     pub(crate) async fn once_of(&mut self, first_try_ms: u64, id: u8, kind: operation::Kind) -> Option<answer::Kind> {
-        self.calls += 1;
-        // Micros of the id lie at the first try, so that it is not older than the window of repeats.
-        let mut bytes = (first_try_ms * 1_000).to_be_bytes().to_vec();
-        bytes.extend([id; 8]);
-        let operation = Operation { id: bytes.into(), first_try_ms, kind: Some(kind) };
-        let batch = Batch { call: self.calls, shard: 0, epoch: 1, operations: vec![operation] };
-        self.batches.send(SubmitRequest { batches: vec![batch] }).await.unwrap();
-        let mut reply = self.replies.message().await.unwrap().unwrap().replies;
-        assert_eq!((reply.len(), reply[0].call), (1, self.calls));
-        let reply = reply.remove(0);
-        self.refused = None;
-        match reply.outcome.unwrap() {
+        match self.outcome_of(first_try_ms, id, kind).await {
             Outcome::Answers(mut answers) => {
-                self.time_ms = self.time_ms.max(reply.shard_time_ms);
                 let Answer { kind } = answers.answers.remove(0);
                 return kind;
             }
-            Outcome::Refused(refused) if refused.reason() == Reason::TimeNeeded => self.time_ms = reply.shard_time_ms,
+            Outcome::Refused(refused) if refused.reason() == Reason::TimeNeeded => {}
             Outcome::Refused(refused) => {
                 let known = matches!(refused.reason(), Reason::NoLease | Reason::Draining);
                 assert!(known, "{refused:?}");
@@ -71,6 +66,33 @@ impl Submit {
         }
         None
     }
+
+    /// What one operation came to, whatever it is.
+    pub(crate) async fn outcome(&mut self, id: u8, kind: operation::Kind) -> Outcome {
+        self.outcome_of(self.time_ms, id, kind).await
+    }
+
+    async fn outcome_of(&mut self, first_try_ms: u64, id: u8, kind: operation::Kind) -> Outcome {
+        self.calls += 1;
+        // Micros of the id lie at the first try, so that it is not older than the window of repeats.
+        let mut bytes = (first_try_ms * 1_000).to_be_bytes().to_vec();
+        bytes.extend([id; 8]);
+        self.last_id = bytes.into();
+        let operation = Operation { id: self.last_id.clone(), first_try_ms, kind: Some(kind) };
+        let batch = Batch { call: self.calls, shard: self.shard, epoch: 1, operations: vec![operation] };
+        self.batches.send(SubmitRequest { batches: vec![batch] }).await.unwrap();
+        let mut reply = self.replies.message().await.unwrap().unwrap().replies;
+        assert_eq!((reply.len(), reply[0].call), (1, self.calls));
+        let reply = reply.remove(0);
+        self.refused = None;
+        let outcome = reply.outcome.unwrap();
+        match &outcome {
+            Outcome::Answers(_) => self.time_ms = self.time_ms.max(reply.shard_time_ms),
+            Outcome::Refused(refused) if refused.reason() == Reason::TimeNeeded => self.time_ms = reply.shard_time_ms,
+            Outcome::Refused(_) | Outcome::Redirect(_) | Outcome::Unknown(_) => {}
+        }
+        outcome
+    }
 }
 
 fn queue(nodes: &Nodes, at: usize) -> QueueClient<Channel> {
@@ -79,10 +101,14 @@ fn queue(nodes: &Nodes, at: usize) -> QueueClient<Channel> {
 
 /// Asks every node until the leader answers.
 pub(crate) async fn ask(nodes: &Nodes, of: &[usize], id: u8, kind: operation::Kind) -> answer::Kind {
+    ask_shard(nodes, of, 0, id, kind).await
+}
+
+pub(crate) async fn ask_shard(nodes: &Nodes, of: &[usize], shard: u32, id: u8, kind: operation::Kind) -> answer::Kind {
     let asked = async {
         loop {
             for at in of {
-                let mut submit = Submit::open(nodes, *at).await;
+                let mut submit = Submit::open_shard(nodes, *at, shard).await;
                 for _ in 0..2 {
                     if let Some(answer) = submit.once(id, kind.clone()).await {
                         return answer;
@@ -92,7 +118,7 @@ pub(crate) async fn ask(nodes: &Nodes, of: &[usize], id: u8, kind: operation::Ki
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), asked).await.expect("shard 0 gets a leader")
+    tokio::time::timeout(Duration::from_secs(60), asked).await.expect("the shard gets a leader")
 }
 
 pub(crate) fn register() -> operation::Kind {
@@ -204,7 +230,12 @@ impl Device {
 
 /// What waits for a device of shard 0 at node 1, in order: the first `count`.
 pub(crate) async fn payloads(nodes: &Nodes, device_tag: u64, count: usize) -> Vec<Vec<u8>> {
-    let mut device = Device::attach_as(nodes, &[1], device_tag).await;
+    payloads_at(nodes, &[1], device_tag, count).await
+}
+
+/// As [`payloads`], at whichever of these nodes leads.
+pub(crate) async fn payloads_at(nodes: &Nodes, of: &[usize], device_tag: u64, count: usize) -> Vec<Vec<u8>> {
+    let mut device = Device::attach_as(nodes, of, device_tag).await;
     let mut found = Vec::new();
     while found.len() < count {
         found.push(device.delivery().await.message.unwrap().payload.to_vec());

@@ -70,6 +70,24 @@ fn a_message_missing_from_its_mailbox_stops_the_replica() {
     assert!(broken(&fail(&mut shard, vec![expire]).source));
 }
 
+#[cfg(feature = "bugs")]
+#[test]
+fn a_panic_in_a_command_keeps_nothing_of_its_entry_and_is_named() {
+    crate::bug::poison();
+    let mut shard = Shard::new();
+    let app = shard.register(instance(IID, 1));
+    let fine = shard.tried_now(Kind::Enqueue(message(&app)));
+    let poison = Enqueue { payload: Bytes::from_static(crate::bug::POISON), ..message(&app) };
+    let poison = shard.tried_now(Kind::Enqueue(poison));
+    let commands = vec![shard.stamp(fine, None), shard.stamp(poison, None)];
+    let error = fail(&mut shard, commands);
+    assert!(error.is_of_the_entry());
+    assert_eq!(error.operation(), "command 1, Enqueue");
+    assert_eq!(error.source.to_string(), "panicked: poisoned by a test");
+    assert_eq!(shard.mailbox(), []);
+    assert!(is_accepted(&shard.send(&app)), "the state goes on");
+}
+
 /// Applies an entry that must fail, and sees that nothing of it happened.
 fn fail(shard: &mut Shard, commands: Vec<Command>) -> ApplyError {
     let before = shard.state.clone();

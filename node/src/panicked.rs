@@ -1,0 +1,9 @@
+//! What a caught panic said.
+
+use std::any::Any;
+
+/// The text of a panic, as far as it has one.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
