@@ -10,10 +10,10 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use martlet_proto::cluster::{
     admin::{
-        AddKeyRequest, CreateClusterRequest, CreateProjectRequest, ListProjectsRequest, RevokeKeyRequest,
-        StatusRequest, admin_client::AdminClient,
+        AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupStatus, ListProjectsRequest, NodeStatus,
+        RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest, admin_client::AdminClient,
     },
-    meta::{Node, Project},
+    meta::{Node, Project, Skip, SkipState},
 };
 use tonic::{Code, transport::Channel};
 
@@ -53,6 +53,9 @@ enum What {
     /// Server keys of a project.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Shards: queues of devices, each replicated.
+    #[command(subcommand)]
+    Shard(ShardCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,6 +122,29 @@ enum KeyCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum ShardCommand {
+    /// Has every replica of a shard pass over one entry of its log that none of them can apply. Nothing of the entry is done;
+    /// gateways learn that, or say that they do not know. Refused unless all replicas have stopped at it.
+    Skip {
+        /// Number of the shard.
+        shard: u32,
+        /// Index of the entry, as `cluster status` names it.
+        index: u64,
+        /// Why; kept for good.
+        #[arg(long)]
+        reason: String,
+        /// Who decides this; kept for good.
+        #[arg(long, env = "USER", default_value = "")]
+        by: String,
+        /// How the entry's digest begins, hexadecimal, as `cluster status` names it: refused if it is another entry.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        digest: String,
+    },
+    /// All entries that were skipped, or were to be.
+    Skips,
+}
+
 /// A client of the first node that answers.
 ///
 /// # Errors
@@ -179,6 +205,27 @@ pub(crate) async fn run(args: AdminArgs) -> Result<()> {
             let key = reply.key.context("the node answered without the key")?;
             print(&format!("key id      {}\nserver key  {}", key.key_id, reply.server_key));
         }
+        What::Shard(ShardCommand::Skip { shard, index, reason, by, digest }) => {
+            let digest = parse_hex(&digest).with_context(|| format!("--digest {digest}: not hexadecimal bytes"))?;
+            let request = SkipEntryRequest { shard, index, reason, by, digest: digest.into() };
+            let SkipEntryReply { skip, waiting_nodes } = client.skip_entry(request).await.map_err(said)?.into_inner();
+            let skip = skip.context("the node answered without the skip")?;
+            let name = format!("entry {index} of term {} of shard {shard} (digest {})", skip.term, short(&skip.digest));
+            if waiting_nodes.is_empty() {
+                print(&format!("skipped: {name}; every replica has gone on"));
+            } else {
+                let nodes: Vec<String> = waiting_nodes.iter().map(u64::to_string).collect();
+                print(&format!(
+                    "skipped: {name}; the replicas of nodes {} have not gone on yet: `cluster status` tells why; one that has \
+                     ended goes on when its node is started again",
+                    nodes.join(", ")
+                ));
+            }
+        }
+        What::Shard(ShardCommand::Skips) => {
+            let reply = client.status(StatusRequest { cluster_wide: false }).await.map_err(said)?.into_inner();
+            print(&skips(&reply.meta.context("the node answered without the meta state")?.skips));
+        }
         What::Key(KeyCommand::Revoke { sender_id, key_id }) => {
             let reply = client.revoke_key(RevokeKeyRequest { sender_id, key_id }).await.map_err(said)?.into_inner();
             if reply.unconfirmed.is_empty() {
@@ -227,11 +274,15 @@ async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
         table.add_row([node.node_id.to_string(), node.address.clone(), version, groups, leads, stopped, log]);
     }
     print(&table.to_string());
+    let stopped = stopped(&reply.nodes);
+    if !stopped.is_empty() {
+        print(&stopped);
+    }
     if groups {
         let mut rows =
             self::table(&["node", "group", "term", "leader", "last", "applied", "checkpointed", "state", "stopped"]);
         for (node, group) in reply.nodes.iter().flat_map(|node| node.groups.iter().map(move |group| (node, group))) {
-            let name = group.group.checked_sub(1).map_or_else(|| "meta".to_owned(), |shard| format!("shard {shard}"));
+            let name = name(group);
             let leads = if group.leader_replica == group.replica_id { " (here)" } else { "" };
             rows.add_row([
                 node.node_id.to_string(),
@@ -254,6 +305,63 @@ async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
     }
     print(&gateways.to_string());
     Ok(())
+}
+
+fn name(group: &GroupStatus) -> String {
+    group.group.checked_sub(1).map_or_else(|| "meta".to_owned(), |shard| format!("shard {shard}"))
+}
+
+/// A line for each replica that has stopped, whatever was asked for; empty when none has.
+fn stopped(nodes: &[NodeStatus]) -> String {
+    let all = nodes.iter().flat_map(|node| node.groups.iter().map(move |group| (node, group)));
+    let lines = all.filter(|(_, group)| !group.stopped.is_empty()).map(|(node, group)| {
+        let next = match &group.poison {
+            Some(poison) if !poison.operation.is_empty() => format!(
+                "; if no replica can apply it: martlet admin shard skip {} {} --reason …",
+                group.group.saturating_sub(1),
+                poison.index
+            ),
+            Some(_) | None => String::new(),
+        };
+        format!("stopped: node {}, {}: {}{next}", node.node_id, name(group), group.stopped)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn skips(skips: &[Skip]) -> String {
+    let mut table = table(&["shard", "index", "term", "digest", "state", "by", "asked (ms)", "decided (ms)", "reason"]);
+    for skip in skips {
+        let state = match skip.state() {
+            SkipState::Held => "asked for",
+            SkipState::Skipped => "skipped",
+            SkipState::Lifted => "not skipped",
+            SkipState::Unspecified => "unknown here",
+        };
+        table.add_row([
+            skip.shard.to_string(),
+            skip.index.to_string(),
+            skip.term.to_string(),
+            short(&skip.digest),
+            state.to_owned(),
+            skip.by.clone(),
+            skip.asked_ms.to_string(),
+            skip.decided_ms.to_string(),
+            skip.reason.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// The beginning of a digest, as the nodes print it.
+fn short(digest: &[u8]) -> String {
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
 fn list(projects: &[Project]) -> String {
@@ -304,6 +412,33 @@ fn print(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stopped_replica_is_named_with_what_to_do_about_it() {
+        use martlet_proto::cluster::admin::Poison;
+        let poison = Poison { index: 17, operation: "command 0, Enqueue".into(), ..Poison::default() };
+        let group = GroupStatus {
+            group: 6,
+            stopped: "shard 5 waits before entry 17".into(),
+            poison: Some(poison),
+            ..GroupStatus::default()
+        };
+        let nodes = [NodeStatus { node_id: 2, groups: vec![group, GroupStatus::default()], ..NodeStatus::default() }];
+        assert_eq!(
+            stopped(&nodes),
+            "stopped: node 2, shard 5: shard 5 waits before entry 17; if no replica can apply it: martlet admin shard skip 5 17 \
+             --reason …"
+        );
+    }
+
+    #[test]
+    fn a_digest_is_whole_hexadecimal_bytes() {
+        assert_eq!(parse_hex("0aF1"), Some(vec![0x0a, 0xf1]));
+        assert_eq!(parse_hex(""), Some(Vec::new()));
+        for wrong in ["a", "zz", "ä", "+1"] {
+            assert_eq!(parse_hex(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn a_peer_is_an_id_and_an_address() {

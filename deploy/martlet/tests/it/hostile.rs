@@ -590,6 +590,29 @@ fn projects_are_created_listed_and_shown_and_unknown_ones_are_named() {
 }
 
 #[test]
+fn an_entry_that_was_applied_is_not_skipped_and_the_command_says_by_whom() {
+    let broker = Broker::start();
+    let node = broker.address("grpc");
+    let skip = |shard: &str, index: &str, more: &[&str]| {
+        let words = ["shard", "skip", shard, index, "--reason", "a test"];
+        admin(&node, &[&words, more].concat())
+    };
+    let (done, out, said) = skip("0", "1", &[]);
+    assert!(!done && out.is_empty(), "{out}");
+    assert!(said.contains("entry 1 of shard 0 is not skipped") && said.contains("node 1 has applied it"), "{said}");
+    let (done, _, said) = skip("9999", "1", &[]);
+    assert!(!done && said.contains("there is no shard 9999"), "{said}");
+    let (done, _, said) = skip("0", "1", &["--digest", "xyz"]);
+    assert!(!done && said.contains("--digest xyz"), "{said}");
+    let (done, out, said) = admin(&node, &["shard", "skips"]);
+    assert!(done && out.contains("reason") && out.lines().count() <= 4, "{out}{said}");
+    let (done, _, said) = admin(&node, &["shard", "skip", "0", "1"]);
+    assert!(!done && said.contains("--reason"), "{said}");
+    let (_, out, _) = admin(&node, &["cluster", "status"]);
+    assert!(!out.contains("stopped: node"), "{out}");
+}
+
+#[test]
 fn admin_against_a_node_that_is_down_says_which_and_what_to_do() {
     let (done, out, said) = admin("127.0.0.1:1", &["project", "list"]);
     assert!(!done && out.is_empty());
