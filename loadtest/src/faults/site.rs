@@ -99,11 +99,16 @@ impl Site {
         all
     }
 
-    /// A node that leads a shard and that nothing has hold of; waits for an election where there is none.
+    /// A node that leads a shard and that nothing has hold of; waits for an election where there is none. None where something has
+    /// hold of all nodes or of all that lead.
     ///
     /// # Errors
     /// When no shard gets a leader.
     pub(super) async fn leader(&self, pick: u64) -> Result<Option<Member>> {
+        // Under a fault of all nodes there is nobody to ask, let alone to strike.
+        if self.choose(&self.nodes(), 0).is_none() {
+            return Ok(None);
+        }
         let clock = RunClock::begin();
         loop {
             let status = self.status().await;
