@@ -632,3 +632,31 @@ async fn the_first_of_the_list_is_preferred_once_it_is_up_for_long_enough_and_ca
     assert_eq!(first.group.preferred(), None);
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() {
+    let mut cluster = Cluster::of(1).await;
+    let node = cluster.nodes.remove(&1).unwrap();
+    node.becomes(|l| l.first_applied).await;
+    node.propose("a").await.unwrap();
+    let seen = node.seen.clone();
+    let own = node.kill().await;
+    let start = async |disk: ForgetfulDisk| {
+        let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
+        let (log, _) = Log::open(config, Arc::new(disk)).unwrap();
+        let config = GroupConfig { group: GROUP, replica: 10, settings: settings(), clock: Arc::new(SystemClock) };
+        let network = Network::new(1, cluster.wiring.of(1));
+        let started = Group::start(config, &log, Box::new(Counter(seen.clone())), &network).await;
+        network.shutdown();
+        match started {
+            Ok(group) => {
+                group.shutdown().await;
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let error = start(ForgetfulDisk::new()).await.expect_err("it might vote a second time in a term");
+    assert!(error.contains("its store ends at index ") && error.contains("wal holds nothing of the group"), "{error}");
+    assert_eq!(start(own).await, Ok(()), "beside its own log the same store is started from");
+}

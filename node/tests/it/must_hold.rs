@@ -374,6 +374,11 @@ async fn promise_5_a_damaged_file_of_the_log_or_of_the_identity_is_refused_by_na
                 Err(error) => error.to_string(),
             };
             assert!(error.contains(name), "{name} at {at}: {error}");
+            if path.starts_with(data.join("log")) {
+                let said = error.split(&format!("{name}:")).nth(1).and_then(|rest| rest.split(':').next());
+                let offset: usize = said.unwrap_or_default().parse().unwrap_or_else(|_| panic!("no offset: {error}"));
+                assert!(offset <= at && at - offset < DRAIN_BYTES, "{name} at {at}: {error}");
+            }
             fs::write(&path, &whole).unwrap();
         }
     }
@@ -475,6 +480,9 @@ async fn stopped_with_messages() -> Nodes {
     nodes.stop(1).await;
     nodes
 }
+
+/// More than a drain of these logs takes: a place that is named is at most this far before the bit.
+const DRAIN_BYTES: usize = 4 << 10;
 
 /// Segments of the log that hold something.
 fn segments(data: &Path) -> Vec<PathBuf> {
