@@ -11,7 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use martlet_gateway::{Config, Gateway, Started, clock::SystemClock, entropy::Entropy};
+use martlet_gateway::{
+    Config, Gateway, Started,
+    clock::{Clock, SystemClock},
+    entropy::Entropy,
+};
 use martlet_proto::{
     cluster::{
         meta::{
@@ -40,6 +44,8 @@ pub(crate) const KEY: &str = "key-of-900100";
 pub(crate) const SENDER: &str = "900100";
 const CLUSTER: &[u8] = b"0123456789abcdef";
 const SHARDS: u32 = 8;
+/// Lease of a watch, ms.
+pub(crate) const LEASE_MS: u64 = 10_000;
 
 /// What a node does with the next batch of Submit, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +74,8 @@ pub(crate) struct World {
     pub(crate) refuse: Option<Reason>,
     pub(crate) time_needed: u32,
     pub(crate) confirmed: Vec<WatchRequest>,
+    /// Cancelled: no node serves the watch any more; everything else goes on.
+    pub(crate) watch_lost: CancellationToken,
 }
 
 pub(crate) struct Cluster {
@@ -211,6 +219,10 @@ impl meta_server::Meta for FakeNode {
 
     async fn watch(&self, requests: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let world = Arc::clone(&self.world);
+        let lost = world.lock().unwrap().watch_lost.clone();
+        if lost.is_cancelled() {
+            return Err(Status::unavailable("no watch on purpose"));
+        }
         let confirmations = requests.into_inner().filter_map(move |request| {
             if let Ok(request) = request {
                 world.lock().unwrap().confirmed.push(request);
@@ -218,8 +230,9 @@ impl meta_server::Meta for FakeNode {
             std::future::ready(None)
         });
         let states = tokio_stream::wrappers::WatchStream::new(self.meta.clone())
-            .map(|state| Ok(WatchReply { state: Some(state), lease_ms: 10_000 }));
-        Ok(Response::new(Box::pin(futures::stream::select(states, confirmations))))
+            .map(|state| Ok(WatchReply { state: Some(state), lease_ms: LEASE_MS }));
+        let replies = futures::stream::select(states, confirmations);
+        Ok(Response::new(Box::pin(replies.take_until(lost.cancelled_owned()))))
     }
 
     async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
@@ -273,6 +286,11 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(nodes: u64, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_by(Arc::new(SystemClock), nodes, change).await
+    }
+
+    /// The gateway goes by `clock`.
+    pub(crate) async fn start_by(clock: Arc<dyn Clock>, nodes: u64, change: impl FnOnce(&mut Config)) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let world = Arc::new(Mutex::new(World::default()));
         let mut listeners = Vec::new();
@@ -328,7 +346,7 @@ impl Cluster {
         config.route.deadline = Duration::from_secs(8);
         config.route.resolve_reserve = Duration::from_secs(6);
         change(&mut config);
-        let gateway = Gateway::start_with(config, secret(), Arc::new(SystemClock), Arc::new(Entropy::seeded(1)));
+        let gateway = Gateway::start_with(config, secret(), clock, Arc::new(Entropy::seeded(1)));
         let gateway = gateway.await.unwrap();
         let (started, drain) = (gateway.started(), CancellationToken::new());
         tasks.spawn({

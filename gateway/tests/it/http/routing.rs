@@ -1,7 +1,11 @@
 //! How operations find their leader, and what an app server is told when they do not.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
+use martlet_gateway::clock::{Clock, SystemClock};
 use martlet_proto::{
     cluster::{
         meta::KeyPurpose,
@@ -13,7 +17,7 @@ use serde_json::json;
 
 use super::{
     client::{Client, Reply},
-    cluster::{Cluster, Fault, sealed, unregistered},
+    cluster::{Cluster, Fault, LEASE_MS, sealed, unregistered},
 };
 
 const AUTH: (&str, &str) = ("Authorization", "key=key-of-900100");
@@ -205,6 +209,45 @@ async fn a_new_token_key_is_followed_and_an_older_state_takes_nothing_back_core(
     }
     cluster.meta.send_replace(old);
     assert_eq!(to(&mut client, &token).await.json()["success"], 1);
+    cluster.stop().await;
+}
+
+/// The system's clocks, and how far a test has moved them.
+#[derive(Debug, Default)]
+struct Moved(Mutex<Duration>);
+
+impl Clock for Moved {
+    fn now(&self) -> Instant {
+        SystemClock.now() + *self.0.lock().unwrap()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        SystemClock.wall_ms() + u64::try_from(self.0.lock().unwrap().as_millis()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn without_the_watch_a_gateway_serves_on_for_the_configured_while_and_then_answers_503_core() {
+    let clock = Arc::new(Moved::default());
+    let cluster = Cluster::start_by(clock.clone(), 1, |_| {}).await;
+    let token = cluster.registered(1);
+    assert_eq!(to(&mut cluster.client().await, &token).await.json()["success"], 1);
+    cluster.world.lock().unwrap().watch_lost.cancel();
+    assert_eq!(to(&mut cluster.client().await, &token).await.json()["success"], 1, "the lease holds");
+    // Five minutes before the end, which come from 15 minutes after the lease.
+    *clock.0.lock().unwrap() += Duration::from_millis(LEASE_MS) + Duration::from_secs(10 * 60);
+    assert_eq!(
+        to(&mut cluster.client().await, &token).await.json()["success"],
+        1,
+        "the lease is over, the while is not"
+    );
+    assert!(cluster.gateway.readiness().ready);
+    *clock.0.lock().unwrap() += Duration::from_secs(5 * 60);
+    for reply in [to(&mut cluster.client().await, &token).await, plain(&mut cluster.client().await, &token).await] {
+        assert_eq!(reply.status, 503);
+        assert!(reply.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    }
+    assert!(!cluster.gateway.readiness().ready);
     cluster.stop().await;
 }
 
