@@ -644,8 +644,9 @@ async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() 
     let start = async |disk: ForgetfulDisk| {
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk)).unwrap();
-        let config = GroupConfig { group: GROUP, replica: 10, settings: settings(), clock: Arc::new(SystemClock) };
-        let network = Network::new(1, cluster.wiring.of(1));
+        let decisions = cluster.decisions.clone();
+        let config = GroupConfig { group: GROUP, replica: 10, preference: vec![10], settings: settings(), decisions };
+        let network = Network::new(1, cluster.wiring.of(1), Arc::new(SystemClock));
         let started = Group::start(config, &log, Box::new(Counter(seen.clone())), &network).await;
         network.shutdown();
         match started {

@@ -262,8 +262,8 @@ async fn promise_6_below_the_disks_reserve_sends_and_registrations_are_refused_a
     let mark = MarkLabel { mark: Mark::Disk };
     assert_eq!(nodes.started(1).metrics.overloads.get_or_create(&mark).get(), 0);
 
-    // 4 % of a disk of 100 GiB.
-    disk.set_space(Space { free: 4 << 30, total: 100 << 30 });
+    // Below the least reserve of 256 MiB.
+    disk.set_space(Space { free: 200 << 20, total: 100 << 30 });
     until_sent(&mut gateway, |outcome| refused(outcome) == Some(Reason::Overloaded)).await;
     assert_eq!(refused(&gateway.one(0, vec![register(device(0) + 7)]).await), Some(Reason::Overloaded));
     assert!(accepted(&gateway.one(0, vec![check(device(0))]).await));
