@@ -34,7 +34,7 @@ pub fn counters(rows: &dyn Rows, sender: &str) -> Result<CountRow, StateError> {
     }
 }
 
-/// Counts fates of one message of `sender`. Written by [`write`].
+/// Counts fates of one message of `sender`. Written by [`write()`].
 pub(super) fn add(draft: &mut Draft<'_>, sender: &str, fates: &[Fate]) -> Result<(), StateError> {
     if !draft.counts.contains_key(sender) {
         let row = counters(&draft.rows, sender)?;
