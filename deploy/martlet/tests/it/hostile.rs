@@ -89,7 +89,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 // ------------------------------------------------------------------------------------------- HTTP: heads and bodies
 
 #[test]
-fn too_many_headers_and_one_huge_header_give_431_and_are_counted() {
+fn promise_7_too_many_headers_and_one_huge_header_give_431_and_are_counted() {
     let broker = shared();
     let before = limits(broker, "Head");
     let many: String = (0..200).map(|number| format!("X-{number}: y\r\n")).collect();
@@ -135,7 +135,7 @@ fn slow_heads_and_bodies_end_at_their_timeouts_and_are_counted() {
 }
 
 #[test]
-fn ten_mib_give_413_with_a_length_and_chunked_and_are_counted() {
+fn promise_7_ten_mib_give_413_with_a_length_and_chunked_and_are_counted() {
     let broker = shared();
     let before = limits(broker, "Body");
     let body = vec![b' '; 10 * MIB];
@@ -161,7 +161,7 @@ fn ten_mib_give_413_with_a_length_and_chunked_and_are_counted() {
 }
 
 #[test]
-fn garbage_behind_a_request_ends_the_connection_after_its_answer() {
+fn promise_7_garbage_behind_a_request_ends_the_connection_after_its_answer() {
     let broker = shared();
     let token = check_in(broker).register(broker, APP, ONE.0);
     let body = json!({ "to": token }).to_string();
@@ -190,7 +190,7 @@ fn garbage_behind_a_request_ends_the_connection_after_its_answer() {
 }
 
 #[test]
-fn many_small_values_are_refused_in_json_and_bounded_in_forms_without_much_memory() {
+fn promise_7_many_small_values_are_refused_in_json_and_bounded_in_forms_without_much_memory() {
     let broker = Broker::start();
     let address = broker.address("http");
     others_are_served(&broker);
@@ -221,7 +221,7 @@ fn many_small_values_are_refused_in_json_and_bounded_in_forms_without_much_memor
 // ------------------------------------------------------------------------------------------- HTTP: many connections
 
 #[test]
-fn past_connections_max_clients_wait_on_every_address_until_a_slot_is_free() {
+fn promise_8_past_connections_max_clients_wait_on_every_address_until_a_slot_is_free() {
     let broker = broker_with("[http]\nconnections_max = 2\n");
     let address = broker.address("http");
     others_are_served(&broker);
@@ -259,7 +259,7 @@ fn with_one_slot_plain_and_tls_are_both_served() {
 }
 
 #[test]
-fn a_flood_of_200_connections_costs_bounded_memory_and_others_are_served() {
+fn promise_7_promise_8_a_flood_of_200_connections_costs_bounded_memory_and_others_are_served() {
     let broker = broker_with("[http]\nbody_bytes_total = 33554432\n");
     let address = broker.address("http");
     others_are_served(&broker);
@@ -296,7 +296,7 @@ fn a_flood_of_200_connections_costs_bounded_memory_and_others_are_served() {
 }
 
 #[test]
-fn devices_that_hold_all_the_room_of_devices_do_not_shut_out_app_servers() {
+fn promise_8_devices_that_hold_all_the_room_of_devices_do_not_shut_out_app_servers() {
     let broker = broker_with("[http]\nbody_bytes_total = 8388608\n");
     let address = broker.address("http");
     let token = check_in(&broker).register(&broker, APP, ONE.0);
@@ -366,7 +366,7 @@ fn https_gives_the_answers_of_http() {
 // ------------------------------------------------------------------------------------------- MCS
 
 #[test]
-fn two_hundred_half_open_handshakes_stop_nobody_and_end_at_the_timeout() {
+fn promise_7_two_hundred_half_open_handshakes_stop_nobody_and_end_at_the_timeout() {
     let broker = broker_with("[http]\nhandshake_timeout = \"2s\"\n[mcs]\nhandshake_timeout = \"2s\"\n");
     let mut half_open = Vec::new();
     for number in 0..200 {
@@ -419,7 +419,7 @@ fn mc_07_a_connection_without_a_whole_login_is_closed_at_the_limit() {
 }
 
 #[test]
-fn an_oversize_login_and_an_endless_size_are_closed_without_memory() {
+fn promise_7_an_oversize_login_and_an_endless_size_are_closed_without_memory() {
     let broker = Broker::start();
     let identity = check_in(&broker);
     others_are_served(&broker);
@@ -448,7 +448,7 @@ fn an_oversize_login_and_an_endless_size_are_closed_without_memory() {
 }
 
 #[test]
-fn past_connections_max_devices_wait_until_a_slot_is_free() {
+fn promise_8_past_connections_max_devices_wait_until_a_slot_is_free() {
     let broker = broker_with("[mcs]\nconnections_max = 1\n");
     let (first, second) = (check_in(&broker), check_in(&broker));
     let token = second.register(&broker, APP, ONE.0);
