@@ -117,6 +117,8 @@ pub struct Metrics {
     pub checkpointed: Family<GroupLabel, Gauge>,
     /// Log index of the entry before which a replica waits because it cannot apply it; 0 when it goes on.
     pub poisoned: Family<GroupLabel, Gauge>,
+    /// State version of each shard.
+    pub state_version: Family<GroupLabel, Gauge>,
     /// fdatasync calls of the log.
     pub log_fdatasyncs: Counter,
     /// How long one took, seconds.
@@ -173,6 +175,7 @@ impl Default for Metrics {
             applied: Family::default(),
             checkpointed: Family::default(),
             poisoned: Family::default(),
+            state_version: Family::default(),
             log_fdatasyncs: Counter::default(),
             log_fdatasync_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             log_bytes: Gauge::default(),
@@ -215,6 +218,7 @@ impl Metrics {
             "Log index of the entry that a replica cannot apply and waits before, of each Raft group; 0: none",
             self.poisoned.clone(),
         );
+        r.register("state_version", "State version of each shard, by its Raft group", self.state_version.clone());
         r.register("log_fdatasyncs", "fdatasync calls of the log", self.log_fdatasyncs.clone());
         r.register_with_unit(
             "log_fdatasync",

@@ -45,6 +45,7 @@ use crate::{
         queue::QueueService,
     },
     shard::{Shards, ShardsConfig},
+    state::VERSION_KNOWN,
     store::{Store, StoreConfig, StoreError, Which},
 };
 
@@ -156,7 +157,7 @@ impl Started {
     }
 }
 
-/// What tests replace: files, time, links between nodes.
+/// What tests replace: files, time, links between nodes, the version of the program.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
     /// Files.
@@ -165,11 +166,18 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Links to other nodes.
     pub links: Arc<dyn Links>,
+    /// Highest state version of shards that the node applies and announces: of a program older or newer than this one.
+    pub state_version: u32,
 }
 
 impl Default for Surroundings {
     fn default() -> Self {
-        Self { disk: Arc::new(RealDisk), clock: Arc::new(SystemClock), links: Arc::new(DirectLinks) }
+        Self {
+            disk: Arc::new(RealDisk),
+            clock: Arc::new(SystemClock),
+            links: Arc::new(DirectLinks),
+            state_version: VERSION_KNOWN,
+        }
     }
 }
 
@@ -193,7 +201,7 @@ impl Node {
     /// As [`Node::start`], with other files, clocks and links.
     pub async fn start_in(config: Config, surroundings: Surroundings) -> Result<Self, NodeError> {
         config.check()?;
-        let Surroundings { disk, clock, links } = surroundings;
+        let Surroundings { disk, clock, links, state_version } = surroundings;
         let secret = Secret::read(&config.node.secret_file)?;
         let dir = DataDir::hold(&config.node.data)?;
         let identity = Identity::read(&*disk, dir.path(), config.node.id, &secret)?;
@@ -218,7 +226,7 @@ impl Node {
         let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
         let store = Arc::new(Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?);
         let peers = Peers::new(Arc::clone(&links));
-        let network = Network::new(config.node.id, links, Arc::clone(&clock));
+        let network = Network::new(config.node.id, links, Arc::clone(&clock), state_version);
         let reserve =
             Reserve { percent: config.node.disk_reserve_percent, bytes_min: config.node.disk_reserve_bytes_min };
         let admission =
@@ -233,6 +241,7 @@ impl Node {
             directory: Arc::new(Followed::new(keeper.kept())),
             metrics: Arc::clone(&metrics),
             overload,
+            state_version,
         });
         let parts = Parts {
             address,
@@ -424,6 +433,10 @@ async fn sample(parts: Arc<Parts>, end: CancellationToken) {
             metrics.checkpointed.get_or_create(&label).set(clamp(replica.checkpointed()));
             let waits = status.waits.as_ref().map_or(0, |stop| stop.at.index);
             metrics.poisoned.get_or_create(&label).set(clamp(waits));
+            let shard = label.group.checked_sub(1);
+            if let Some(version) = shard.and_then(|shard| parts.shards.state_version(shard)) {
+                metrics.state_version.get_or_create(&label).set(i64::from(version));
+            }
             led += i64::from(replica.group.leadership().borrow().is_leader);
             stopped += i64::from(status.stopped.is_some());
             bytes += replica.rows.bytes();

@@ -79,7 +79,8 @@ impl Replica {
         self.rows.checkpointed().unwrap_or(0)
     }
 
-    /// For operators; `applied_index` and `state_hash` belong together.
+    /// For operators; `applied_index` and `state_hash` belong together. What is not of the group (`hold`, `state_version`) is left
+    /// to whoever answers.
     pub fn status(&self) -> GroupStatus {
         let raft = self.group.status();
         let (applied_index, state_hash) = self.applied();
@@ -95,6 +96,7 @@ impl Replica {
             state_hash,
             poison: raft.waits.map(poison),
             hold: 0,
+            state_version: 0,
         }
     }
 

@@ -278,15 +278,30 @@ async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
     if !stopped.is_empty() {
         print(&stopped);
     }
+    let behind = behind(&reply.nodes);
+    if !behind.is_empty() {
+        print(&behind);
+    }
     if groups {
-        let mut rows =
-            self::table(&["node", "group", "term", "leader", "last", "applied", "checkpointed", "state", "stopped"]);
+        let mut rows = self::table(&[
+            "node",
+            "group",
+            "version",
+            "term",
+            "leader",
+            "last",
+            "applied",
+            "checkpointed",
+            "state",
+            "stopped",
+        ]);
         for (node, group) in reply.nodes.iter().flat_map(|node| node.groups.iter().map(move |group| (node, group))) {
             let name = name(group);
             let leads = if group.leader_replica == group.replica_id { " (here)" } else { "" };
             rows.add_row([
                 node.node_id.to_string(),
                 name,
+                version(group),
                 group.term.to_string(),
                 format!("{}{leads}", group.leader_replica),
                 group.last_log_index.to_string(),
@@ -309,6 +324,27 @@ async fn status(client: &mut AdminClient<Channel>, groups: bool) -> Result<()> {
 
 fn name(group: &GroupStatus) -> String {
     group.group.checked_sub(1).map_or_else(|| "meta".to_owned(), |shard| format!("shard {shard}"))
+}
+
+/// State version of a shard; the meta group has none.
+fn version(group: &GroupStatus) -> String {
+    match group.state_version {
+        0 => String::new(),
+        version => version.to_string(),
+    }
+}
+
+/// What holds back new behaviour, whatever was asked for: nodes whose program knows less than another's; empty when all know the same.
+fn behind(nodes: &[NodeStatus]) -> String {
+    let answering = || nodes.iter().filter(|node| node.unreachable.is_empty());
+    let newest = answering().map(|node| node.state_version_known).max().unwrap_or(0);
+    let older: Vec<_> = answering().filter(|node| node.state_version_known < newest).collect();
+    if older.is_empty() {
+        return String::new();
+    }
+    let older: Vec<_> =
+        older.iter().map(|node| format!("node {} knows {}", node.node_id, node.state_version_known)).collect();
+    format!("state version {newest} waits until every node of a shard knows it; as yet {}", older.join(", "))
 }
 
 /// A line for each replica that has stopped, whatever was asked for; empty when none has.
@@ -429,6 +465,15 @@ mod tests {
             "stopped: node 2, shard 5: shard 5 waits before entry 17; if no replica can apply it: martlet admin shard skip 5 17 \
              --reason …"
         );
+    }
+
+    #[test]
+    fn nodes_that_hold_a_newer_state_version_back_are_named() {
+        let node = |node_id, state_version_known| NodeStatus { node_id, state_version_known, ..NodeStatus::default() };
+        assert_eq!(behind(&[node(1, 2), node(2, 2)]), "");
+        assert!(behind(&[node(1, 1), node(2, 2), node(3, 1)]).ends_with("as yet node 1 knows 1, node 3 knows 1"));
+        let away = NodeStatus { unreachable: "no answer".into(), ..node(3, 0) };
+        assert_eq!(behind(&[node(1, 2), away]), "", "nothing is known of one that does not answer");
     }
 
     #[test]

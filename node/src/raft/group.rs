@@ -494,6 +494,15 @@ impl Group {
         self.network.presence().clocks_ms(others.filter(|node| *node != self.network.node()))
     }
 
+    /// The highest state version that every replica of the group, learners too, announces at this moment. `None` while one of
+    /// them is not heard.
+    pub fn state_version_announced(&self) -> Option<u32> {
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        let presence = self.network.presence();
+        let others = membership.nodes().map(|(_, member)| member.node).filter(|node| *node != self.network.node());
+        Some(presence.state_version_of(others)?.min(presence.own_state_version()))
+    }
+
     /// Stops the replica; it can be started again.
     pub async fn shutdown(&self) {
         self.network.deregister(&self.local);

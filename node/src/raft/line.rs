@@ -37,7 +37,7 @@ use tonic::{
 use super::{
     group::Member,
     links::{Links, Wire},
-    presence::Presence,
+    presence::{Presence, Said},
 };
 
 /// Largest frame that is taken; far above what is sent.
@@ -61,10 +61,10 @@ pub(super) trait Lane: Send + Sync + 'static {
     type Reply: Send;
     type Frame: Send;
     type FrameReply: Send;
-    fn frame(calls: Vec<Self::Call>, wall_ms: u64) -> Self::Frame;
+    fn frame(calls: Vec<Self::Call>, own: Said) -> Self::Frame;
     fn replies(frame: Self::FrameReply) -> Vec<Self::Reply>;
-    /// The peer's wall clock, if frames of the kind carry it.
-    fn wall_ms(frame: &Self::FrameReply) -> Option<u64>;
+    /// What the peer says of itself.
+    fn said(frame: &Self::FrameReply) -> Said;
     /// Who waits for the reply.
     fn key(reply: &Self::Reply) -> u64;
     fn open(
@@ -83,12 +83,12 @@ impl Lane for Appends {
     type Frame = AppendFrame;
     type FrameReply = AppendFrameReply;
 
-    fn frame(calls: Vec<AppendCall>, _: u64) -> AppendFrame {
+    fn frame(calls: Vec<AppendCall>, _: Said) -> AppendFrame {
         AppendFrame { calls }
     }
 
-    fn wall_ms(_: &AppendFrameReply) -> Option<u64> {
-        None
+    fn said(frame: &AppendFrameReply) -> Said {
+        Said { wall_ms: frame.wall_ms, state_version: frame.state_version }
     }
 
     fn replies(frame: AppendFrameReply) -> Vec<AppendReply> {
@@ -117,12 +117,12 @@ impl Lane for Liveness {
     type Frame = LivenessFrame;
     type FrameReply = LivenessFrameReply;
 
-    fn frame(calls: Vec<LivenessCall>, wall_ms: u64) -> LivenessFrame {
-        LivenessFrame { calls, wall_ms }
+    fn frame(calls: Vec<LivenessCall>, own: Said) -> LivenessFrame {
+        LivenessFrame { calls, wall_ms: own.wall_ms, state_version: own.state_version }
     }
 
-    fn wall_ms(frame: &LivenessFrameReply) -> Option<u64> {
-        Some(frame.wall_ms)
+    fn said(frame: &LivenessFrameReply) -> Said {
+        Said { wall_ms: frame.wall_ms, state_version: frame.state_version }
     }
 
     fn replies(frame: LivenessFrameReply) -> Vec<LivenessReply> {
@@ -262,9 +262,7 @@ impl<L: Lane> Line<L> {
         tasks.spawn(async move {
             let dispatching = async {
                 while let Ok(Some(frame)) = replies.message().await {
-                    if let Some(wall_ms) = L::wall_ms(&frame) {
-                        presence.heard(node, wall_ms);
-                    }
+                    presence.heard(node, L::said(&frame));
                     let Some(connection) = receiving.upgrade() else { break };
                     connection.dispatch(L::replies(frame));
                 }
@@ -291,7 +289,7 @@ async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presenc
         bytes += call.encoded_len();
         calls.push(call);
     }
-    Some(L::frame(calls, presence.wall_ms()))
+    Some(L::frame(calls, presence.says()))
 }
 
 struct Connection<L: Lane> {

@@ -50,12 +50,13 @@ pub(super) struct Peer {
 }
 
 impl Network {
-    /// Nothing is dialled before a group needs it. Peers are told what the wall clock of `clock` says, and only that.
-    pub fn new(node: u64, links: Arc<dyn Links>, clock: Arc<dyn Clock>) -> Network {
+    /// Nothing is dialled before a group needs it. Peers are told what the wall clock of `clock` says, and only that of it, and
+    /// that this node can apply state versions up to `state_version`.
+    pub fn new(node: u64, links: Arc<dyn Links>, clock: Arc<dyn Clock>, state_version: u32) -> Network {
         let home = Home {
             node,
             links,
-            presence: Arc::new(Presence::new(clock)),
+            presence: Arc::new(Presence::new(clock, state_version)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             closings: Arc::default(),

@@ -1,5 +1,5 @@
 //! What this node knows of other nodes themselves, whatever group: which of them are connected to it, since when they have
-//! answered without a break, and what their clocks say.
+//! answered without a break, and what they say with every frame: their clocks, and which state version they can apply.
 //!
 //! A value behind a lock; `service` and `line` tell it, elections, transfers and shard time ask it. Owns no connection. The
 //! invariant: a clock is passed on only as heard plus monotonic time since, so that a wall clock that jumps here changes none.
@@ -17,10 +17,21 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// A clock heard this long ago is not asked for: drift is small, but the node may have been set right meanwhile.
 const CLOCK_MAX: Duration = Duration::from_secs(60);
 
+/// What a node says of itself with every liveness frame, and with every frame that answers one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Said {
+    /// Its wall clock, milliseconds since 1970; 0 when it does not say.
+    pub(super) wall_ms: u64,
+    /// The highest state version that it can apply; 0 stands for 1.
+    pub(super) state_version: u32,
+}
+
 /// Other nodes, as this one hears them.
 #[derive(Debug)]
 pub(super) struct Presence {
     clock: Arc<dyn Clock>,
+    /// The highest state version that this node can apply.
+    state_version: u32,
     nodes: Mutex<BTreeMap<u64, Seen>>,
 }
 
@@ -32,16 +43,23 @@ struct Seen {
     heard: Option<(Instant, Instant)>,
     /// What its wall clock said, milliseconds, and when that was heard.
     wall: Option<(u64, Instant)>,
+    /// The state version that it announced last.
+    state_version: u32,
 }
 
 impl Presence {
-    pub(super) fn new(clock: Arc<dyn Clock>) -> Presence {
-        Presence { clock, nodes: Mutex::default() }
+    pub(super) fn new(clock: Arc<dyn Clock>, state_version: u32) -> Presence {
+        Presence { clock, state_version, nodes: Mutex::default() }
     }
 
-    /// This node's wall clock, for its frames.
-    pub(super) fn wall_ms(&self) -> u64 {
-        self.clock.wall_ms()
+    /// What this node says of itself, for its frames.
+    pub(super) fn says(&self) -> Said {
+        Said { wall_ms: self.clock.wall_ms(), state_version: self.state_version }
+    }
+
+    /// The highest state version that this node can apply.
+    pub(super) fn own_state_version(&self) -> u32 {
+        self.state_version
     }
 
     /// The node opened a liveness stream to this one.
@@ -54,6 +72,10 @@ impl Presence {
         let mut nodes = self.nodes();
         let seen = nodes.entry(node).or_default();
         seen.streams = seen.streams.saturating_sub(1);
+        if seen.streams == 0 {
+            // It may come back with another program.
+            seen.state_version = 0;
+        }
         seen.streams == 0
     }
 
@@ -62,8 +84,8 @@ impl Presence {
         self.nodes().get(&node).is_some_and(|seen| seen.streams > 0)
     }
 
-    /// A frame of the node came in; `wall_ms` is 0 when it did not say.
-    pub(super) fn heard(&self, node: u64, wall_ms: u64) {
+    /// A frame of the node came in.
+    pub(super) fn heard(&self, node: u64, said: Said) {
         let now = self.clock.now();
         let mut nodes = self.nodes();
         let seen = nodes.entry(node).or_default();
@@ -71,9 +93,22 @@ impl Presence {
             Some((since, last)) if now.saturating_duration_since(last) <= SILENCE_MAX => Some((since, now)),
             _ => Some((now, now)),
         };
-        if wall_ms > 0 {
-            seen.wall = Some((wall_ms, now));
+        if said.wall_ms > 0 {
+            seen.wall = Some((said.wall_ms, now));
         }
+        seen.state_version = said.state_version.max(1);
+    }
+
+    /// The highest state version that all of these nodes announce, and have announced lately; `None` when one has not been heard.
+    pub(super) fn state_version_of(&self, of: impl Iterator<Item = u64>) -> Option<u32> {
+        let now = self.clock.now();
+        let nodes = self.nodes();
+        let announced = |node| {
+            let seen = nodes.get(&node)?;
+            let lately = seen.heard.is_some_and(|(_, last)| now.saturating_duration_since(last) <= SILENCE_MAX);
+            (lately && seen.state_version > 0).then_some(seen.state_version)
+        };
+        of.map(announced).try_fold(u32::MAX, |least, version| Some(least.min(version?)))
     }
 
     /// How long the node has been heard without a break, up to now.
@@ -112,7 +147,15 @@ mod tests {
 
     fn presence() -> (Presence, TurnedClock) {
         let clock = TurnedClock::at_ms(T);
-        (Presence::new(Arc::new(clock.clone())), clock)
+        (Presence::new(Arc::new(clock.clone()), 2), clock)
+    }
+
+    fn at(wall_ms: u64) -> Said {
+        Said { wall_ms, state_version: 0 }
+    }
+
+    fn knows(state_version: u32) -> Said {
+        Said { wall_ms: T, state_version }
     }
 
     #[test]
@@ -131,13 +174,13 @@ mod tests {
         let (presence, clock) = presence();
         assert_eq!(presence.up_for(2), Duration::ZERO);
         for _ in 0..6 {
-            presence.heard(2, 0);
+            presence.heard(2, at(0));
             clock.pass(Duration::from_secs(2));
         }
         assert_eq!(presence.up_for(2), Duration::from_secs(12));
         clock.pass(Duration::from_secs(2));
         assert_eq!(presence.up_for(2), Duration::ZERO, "it has fallen silent");
-        presence.heard(2, 0);
+        presence.heard(2, at(0));
         clock.pass(Duration::from_secs(1));
         assert_eq!(presence.up_for(2), Duration::from_secs(1));
     }
@@ -145,12 +188,39 @@ mod tests {
     #[test]
     fn a_clock_goes_on_with_monotonic_time_whatever_the_clock_here_does() {
         let (presence, clock) = presence();
-        presence.heard(2, T + 5);
-        presence.heard(3, 0);
+        presence.heard(2, at(T + 5));
+        presence.heard(3, at(0));
         clock.pass(Duration::from_secs(7));
         clock.jump_ms(3_600_000);
         assert_eq!(presence.clocks_ms([2, 3, 4].into_iter()), [T + 7_005]);
         clock.pass(CLOCK_MAX);
         assert!(presence.clocks_ms([2].into_iter()).is_empty());
+    }
+
+    #[test]
+    fn a_version_counts_when_all_have_announced_it_lately_and_one_that_says_nothing_has_the_first() {
+        let (presence, clock) = presence();
+        let of = |nodes: &[u64]| presence.state_version_of(nodes.iter().copied());
+        assert_eq!(of(&[2, 3]), None, "never heard");
+        presence.heard(2, knows(5));
+        assert_eq!((of(&[2]), of(&[2, 3])), (Some(5), None));
+        presence.heard(3, knows(0));
+        assert_eq!(of(&[2, 3]), Some(1));
+        presence.heard(3, knows(4));
+        assert_eq!(of(&[2, 3]), Some(4));
+        clock.pass(SILENCE_MAX + Duration::from_millis(1));
+        presence.heard(2, knows(5));
+        assert_eq!((of(&[2]), of(&[2, 3])), (Some(5), None), "it has fallen silent");
+    }
+
+    #[test]
+    fn the_version_of_a_node_that_closed_its_last_stream_is_forgotten() {
+        let (presence, _) = presence();
+        presence.opened(2);
+        presence.heard(2, knows(2));
+        presence.closed(2);
+        assert_eq!(presence.state_version_of([2].into_iter()), None);
+        presence.heard(2, knows(1));
+        assert_eq!(presence.state_version_of([2].into_iter()), Some(1));
     }
 }

@@ -24,6 +24,7 @@ use super::{
     local::{Floor, Local},
     lost,
     network::Network,
+    presence::Said,
     types::{Raft, Types},
 };
 use crate::log::GroupId;
@@ -53,7 +54,11 @@ impl wire::raft_server::Raft for RaftService {
     type LivenessStream = ReceiverStream<Result<LivenessFrameReply, Status>>;
 
     async fn append(&self, request: Request<Streaming<AppendFrame>>) -> Result<Response<Self::AppendStream>, Status> {
-        let (replies, frames) = self.replies(|replies| AppendFrameReply { replies });
+        let own = self.network.clone();
+        let (replies, frames) = self.replies(move |replies| {
+            let Said { wall_ms, state_version } = own.presence().says();
+            AppendFrameReply { replies, wall_ms, state_version }
+        });
         let connection = Appending { network: self.network.clone(), replies, sessions: BTreeMap::new() };
         self.network.spawn(connection.run(request.into_inner()));
         Ok(Response::new(frames))
@@ -64,9 +69,11 @@ impl wire::raft_server::Raft for RaftService {
         request: Request<Streaming<LivenessFrame>>,
     ) -> Result<Response<Self::LivenessStream>, Status> {
         let network = self.network.clone();
-        let clock = network.clone();
-        let (replies, frames) =
-            self.replies(move |replies| LivenessFrameReply { replies, wall_ms: clock.presence().wall_ms() });
+        let own = network.clone();
+        let (replies, frames) = self.replies(move |replies| {
+            let Said { wall_ms, state_version } = own.presence().says();
+            LivenessFrameReply { replies, wall_ms, state_version }
+        });
         let from = request.metadata().get(NODE_HEADER).and_then(|node| node.to_str().ok()?.parse::<u64>().ok());
         let mut calls = request.into_inner();
         let slots = Arc::new(Semaphore::new(LIVENESS_CALLS));
@@ -75,7 +82,8 @@ impl wire::raft_server::Raft for RaftService {
             let _guest = guest;
             while let Ok(Some(frame)) = calls.message().await {
                 if let Some(node) = from {
-                    network.presence().heard(node, frame.wall_ms);
+                    let said = Said { wall_ms: frame.wall_ms, state_version: frame.state_version };
+                    network.presence().heard(node, said);
                 }
                 for call in frame.calls {
                     let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");

@@ -107,7 +107,7 @@ impl Node {
     ) -> Node {
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk.clone())).unwrap();
-        let network = Network::new(id, wiring.of(id), Arc::new(SystemClock));
+        let network = Network::new(id, wiring.of(id), Arc::new(SystemClock), 1);
         let listener = loop {
             // The port may still be closing after a restart.
             match TcpListener::bind(address).await {
@@ -646,7 +646,7 @@ async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() 
         let (log, _) = Log::open(config, Arc::new(disk)).unwrap();
         let decisions = cluster.decisions.clone();
         let config = GroupConfig { group: GROUP, replica: 10, preference: vec![10], settings: settings(), decisions };
-        let network = Network::new(1, cluster.wiring.of(1), Arc::new(SystemClock));
+        let network = Network::new(1, cluster.wiring.of(1), Arc::new(SystemClock), 1);
         let started = Group::start(config, &log, Box::new(Counter(seen.clone())), &network).await;
         network.shutdown();
         match started {

@@ -106,6 +106,8 @@ impl AdminService {
         let mut groups = self.parts.replicas.status();
         let kept = self.kept();
         for status in &mut groups {
+            let version = status.group.checked_sub(1).and_then(|shard| self.parts.shards.state_version(shard));
+            status.state_version = version.unwrap_or(0);
             let Some((poison, shard)) = status.poison.as_ref().zip(status.group.checked_sub(1)) else { continue };
             let held = |skip: &&Skip| (skip.shard, skip.index, skip.state()) == (shard, poison.index, SkipState::Held);
             status.hold = kept.skips.iter().find(held).map_or(0, |skip| skip.hold);
@@ -118,6 +120,7 @@ impl AdminService {
             log_bytes: self.parts.log.bytes(),
             log_segments: self.parts.log.segments(),
             version: env!("CARGO_PKG_VERSION").into(),
+            state_version_known: self.parts.shards.state_version_known(),
         }
     }
 

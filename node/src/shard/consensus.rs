@@ -21,6 +21,8 @@ pub trait Consensus: Send + Sync + fmt::Debug + 'static {
     fn lease_valid(&self) -> bool;
     /// What the wall clocks of the other replicas' nodes say, as far as they were heard lately; milliseconds since 1970.
     fn peer_clocks_ms(&self) -> Vec<u64>;
+    /// The highest state version that every replica announces at this moment; `None` while one of them is not heard.
+    fn state_version_announced(&self) -> Option<u32>;
 }
 
 impl Consensus for Group {
@@ -44,5 +46,9 @@ impl Consensus for Group {
 
     fn peer_clocks_ms(&self) -> Vec<u64> {
         Group::peer_clocks_ms(self)
+    }
+
+    fn state_version_announced(&self) -> Option<u32> {
+        Group::state_version_announced(self)
     }
 }

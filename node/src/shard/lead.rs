@@ -115,6 +115,7 @@ impl Lead {
                 leads_in = term;
             } else if leads_in.is_some() {
                 self.look_for_expired();
+                self.look_for_raise();
             }
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { break },

@@ -74,12 +74,18 @@ pub struct Replica {
 pub struct ShardMachine(pub(super) Arc<Replica>);
 
 impl Replica {
-    /// Takes up what `rows` hold.
+    /// Takes up what `rows` hold, and applies state versions up to `version_known`.
     ///
     /// # Errors
-    /// When the rows cannot be read or are wrong.
-    pub fn load(shard: Shard, rows: Arc<dyn Kept>, desk: Desk, clock: Arc<dyn Clock>) -> Result<Self, StateError> {
-        let state = State::load(&Seen(&*rows))?;
+    /// When the rows cannot be read, are wrong, or are of a version beyond.
+    pub fn load(
+        shard: Shard,
+        rows: Arc<dyn Kept>,
+        desk: Desk,
+        clock: Arc<dyn Clock>,
+        version_known: u32,
+    ) -> Result<Self, StateError> {
+        let state = State::load_knowing(&Seen(&*rows), version_known)?;
         let time = Mutex::new(ShardTime::restarted(state.time_ms(), clock.now()));
         Ok(Replica { shard, state: RwLock::new(state), rows, time, desk, clock })
     }
@@ -103,6 +109,11 @@ impl Replica {
     pub fn time_ms(&self) -> Option<u64> {
         let (now, wall_ms) = (self.clock.now(), self.clock.wall_ms());
         self.time().read_ms(now, wall_ms)
+    }
+
+    /// The state version of what is applied.
+    pub fn state_version(&self) -> u32 {
+        self.state().version()
     }
 
     /// What an `Enqueue` with these fields would be answered.

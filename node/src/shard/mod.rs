@@ -2,13 +2,14 @@
 //!
 //! In the order of an operation: [`propose`] admits and stamps, [`pack`] decides what goes together, [`consensus`] is the group,
 //! [`machine`] applies, [`replies`] carries the answers back. [`lead`] turns a follower into a leader and back; [`time`] is its
-//! clock; [`sight`] has last-seen days written; [`shards`] holds all of them.
+//! clock; [`raise`] raises its state version; [`sight`] has last-seen days written; [`shards`] holds all of them.
 
 pub mod consensus;
 mod lead;
 pub mod machine;
 pub mod pack;
 mod propose;
+mod raise;
 mod reads;
 pub mod replies;
 pub mod settings;

@@ -27,7 +27,10 @@ pub const SEEN_MAX: usize = 256;
 /// What goes into one entry.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pack<B, A> {
-    /// First in the entry.
+    /// State version to raise the shard to, before everything else: the whole entry is of that version. Its end is told with
+    /// [`Packer::raise_ended`].
+    pub raise: Option<u32>,
+    /// Before all that adds.
     pub acks: Vec<A>,
     /// Devices that were here, with the day, after the acknowledgements.
     pub seen: BTreeMap<DeviceTag, u32>,
@@ -56,6 +59,8 @@ pub struct Packer<B, A> {
     /// When the first of the acknowledgements and devices seen came.
     oldest_ack: Option<Instant>,
     expire: bool,
+    raise: Option<u32>,
+    raise_in_flight: bool,
     in_flight: usize,
     in_flight_bytes: usize,
 }
@@ -97,6 +102,8 @@ impl<B, A> Packer<B, A> {
             seen: BTreeMap::new(),
             oldest_ack: None,
             expire: false,
+            raise: None,
+            raise_in_flight: false,
             in_flight: 0,
             in_flight_bytes: 0,
         }
@@ -143,6 +150,20 @@ impl<B, A> Packer<B, A> {
         self.expire = true;
     }
 
+    /// The shard is to be raised to this state version. `false`, and nothing changes, while one waits or is under way.
+    pub fn raise(&mut self, version: u32) -> bool {
+        let free = self.raise.is_none() && !self.raise_in_flight;
+        if free {
+            self.raise = Some(version);
+        }
+        free
+    }
+
+    /// The raise that was handed out is applied, or its outcome is known not to be learned, or it was not proposed.
+    pub fn raise_ended(&mut self) {
+        self.raise_in_flight = false;
+    }
+
     /// The next entry, if one should be proposed now. A second one while another is under way only when it is full.
     pub fn next(&mut self, now: Instant) -> Option<Pack<B, A>> {
         let full =
@@ -153,10 +174,12 @@ impl<B, A> Packer<B, A> {
         let acks_due = self.acks_due().is_some_and(|due| due <= now)
             || self.acks.len() >= self.bounds.acks_waiting_max
             || self.acks_bytes >= ACKS_BYTES_MAX / 2;
-        if self.batches.is_empty() && !acks_due && !self.expire {
+        if self.batches.is_empty() && !acks_due && !self.expire && self.raise.is_none() {
             return None;
         }
+        self.raise_in_flight |= self.raise.is_some();
         let mut pack = Pack {
+            raise: self.raise.take(),
             acks: self.take_acks(),
             seen: std::mem::take(&mut self.seen),
             expire: std::mem::take(&mut self.expire),
@@ -199,6 +222,7 @@ impl<B, A> Packer<B, A> {
         self.queued_bytes = 0;
         self.queued_commands = 0;
         self.expire = false;
+        self.raise = None;
         self.seen.clear();
         (self.batches.drain(..).map(|queued| queued.batch).collect(), self.take_acks())
     }
@@ -298,6 +322,21 @@ mod tests {
         assert_eq!(packer.seen_room(), 0);
         packer.push(1, 10, 1).unwrap();
         assert_eq!(packer.next(now).unwrap().seen.len(), SEEN_MAX);
+    }
+
+    #[test]
+    fn one_raise_is_under_way_at_most_and_one_that_was_not_proposed_is_dropped() {
+        let mut packer = packer();
+        assert!(packer.raise(2));
+        assert!(!packer.raise(2), "it waits already");
+        assert_eq!(packer.next(origin()).unwrap().raise, Some(2));
+        assert!(!packer.raise(3), "it is under way");
+        packer.ended(0);
+        packer.raise_ended();
+        assert_eq!(packer.next(origin()), None);
+        assert!(packer.raise(3));
+        packer.give_up();
+        assert_eq!(packer.next(origin()), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, task::Poll};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use martlet_proto::{
     cluster::{
-        command::{Acks, Command, DeviceAck, Entry, Expire, Seen, Stamped, command},
+        command::{Acks, Command, DeviceAck, Entry, Expire, Raise, Seen, Stamped, command},
         queue::{
             AckRefused, Acked, Answer, Answers, Batch, BatchReply, Message, Operation, Redirect, Refused, Unknown,
             answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
@@ -58,6 +58,7 @@ type Flight = BoxFuture<'static, Landed>;
 /// What became of a proposal.
 struct Landed {
     bytes: usize,
+    raised: bool,
     acks: Vec<(Arc<Link>, u64)>,
     batches: Vec<(Pending, usize)>,
     outcome: Result<Reply, ProposeError>,
@@ -220,14 +221,14 @@ impl Lead {
                     (packer.next(now), packer.deadline())
                 };
                 let Some(pack) = pack else { break deadline.map(|due| due.saturating_duration_since(now)) };
-                let bytes = pack.bytes;
+                let (bytes, raises) = (pack.bytes, pack.raise.is_some());
                 match self.propose(pack) {
                     // Polled before the next one begins: that is what gives entries their order.
                     Some(mut flight) => match futures::poll!(flight.as_mut()) {
                         Poll::Ready(landed) => self.landed(landed),
                         Poll::Pending => flights.push(flight),
                     },
-                    None => self.packer().ended(bytes),
+                    None => self.ended(bytes, raises),
                 }
             };
             tokio::select! {
@@ -255,7 +256,7 @@ impl Lead {
 
     /// Stamps and proposes; `None` when it may not, and everything in it is answered.
     fn propose(&self, pack: Pack<Pending, PendingAck>) -> Option<Flight> {
-        let Pack { acks, seen, expire, batches, bytes } = pack;
+        let Pack { raise, acks, seen, expire, batches, bytes } = pack;
         // A lease that ended while they waited still lets the answer be definite.
         let allowed =
             self.may_propose().and_then(|()| self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect())));
@@ -269,7 +270,9 @@ impl Lead {
                 return None;
             }
         };
-        let mut commands = vec![];
+        let raise = raise.map(|version| Command { kind: Some(command::Kind::Raise(Raise { version })) });
+        let raised = raise.is_some();
+        let mut commands: Vec<Command> = raise.into_iter().collect();
         let (mut tickets, mut device_acks) = (vec![], vec![]);
         for PendingAck { link, ack, device } in acks {
             tickets.push((link, ack));
@@ -295,7 +298,8 @@ impl Lead {
         self.metrics.proposals.inc();
         let unanswered = (!landing.is_empty()).then(|| Unanswered::new(&self.metrics.proposals_unanswered));
         let proposal = self.group.propose(entry.encode_to_vec().into());
-        let landed = move |outcome| Landed { bytes, acks: tickets, batches: landing, outcome, _unanswered: unanswered };
+        let landed =
+            move |outcome| Landed { bytes, raised, acks: tickets, batches: landing, outcome, _unanswered: unanswered };
         Some(proposal.map(landed).boxed())
     }
 
@@ -316,9 +320,17 @@ impl Lead {
         }
     }
 
+    fn ended(&self, bytes: usize, raised: bool) {
+        let mut packer = self.packer();
+        packer.ended(bytes);
+        if raised {
+            packer.raise_ended();
+        }
+    }
+
     fn landed(&self, landed: Landed) {
-        let Landed { bytes, acks, batches, outcome, _unanswered } = landed;
-        self.packer().ended(bytes);
+        let Landed { bytes, raised, acks, batches, outcome, _unanswered } = landed;
+        self.ended(bytes, raised);
         let applied = match outcome {
             Ok(Reply::Shard(answers)) => Ok(answers),
             Ok(Reply::Meta(_) | Reply::None) => Err(Outcome::Unknown(Unknown {})),

@@ -55,6 +55,8 @@ pub struct ShardsConfig {
     pub metrics: Arc<Metrics>,
     /// What the node is short of, if anything: enqueues are refused then.
     pub overload: Overload,
+    /// Highest state version that is applied.
+    pub state_version: u32,
 }
 
 impl fmt::Debug for ShardsConfig {
@@ -104,7 +106,7 @@ impl Shards {
     /// Takes up a replica's rows. Its [`Replica::machine`] goes to the group; then [`Shards::open`].
     ///
     /// # Errors
-    /// When the rows cannot be read or are wrong.
+    /// When the rows cannot be read, are wrong, or are of a state version that is not applied here.
     pub fn load(&self, shard: Shard, rows: Arc<dyn Kept>) -> Result<Arc<Replica>, StateError> {
         let bounds = Bounds {
             held_bytes_max: self.settings.held_bytes_max,
@@ -112,7 +114,7 @@ impl Shards {
             now_or_never_max: self.settings.now_or_never_max,
         };
         let desk = Desk::new(shard, bounds, Arc::clone(&self.links), self.config.metrics.attached.clone());
-        Replica::load(shard, rows, desk, Arc::clone(&self.config.clock)).map(Arc::new)
+        Replica::load(shard, rows, desk, Arc::clone(&self.config.clock), self.config.state_version).map(Arc::new)
     }
 
     /// Serves a shard whose group runs. Must be called within a tokio runtime.
@@ -304,6 +306,16 @@ impl Shards {
             }
         }
         None
+    }
+
+    /// The highest state version that this node applies.
+    pub fn state_version_known(&self) -> u32 {
+        self.config.state_version
+    }
+
+    /// The state version of a shard, as it is applied here; `None` when the shard is not served here.
+    pub fn state_version(&self, shard: u32) -> Option<u32> {
+        Some(self.lead(shard)?.replica.state_version())
     }
 
     fn lead(&self, shard: u32) -> Option<Arc<Lead>> {

@@ -82,6 +82,8 @@ struct Inner {
     leadership: watch::Sender<Leadership>,
     gate: watch::Sender<bool>,
     lease: AtomicBool,
+    /// State version that all replicas announce.
+    announced: Mutex<Option<u32>>,
     loses: AtomicBool,
     index: AtomicU64,
     machine: Mutex<ShardMachine>,
@@ -118,6 +120,10 @@ impl Consensus for TestGroup {
 
     fn peer_clocks_ms(&self) -> Vec<u64> {
         Vec::new()
+    }
+
+    fn state_version_announced(&self) -> Option<u32> {
+        *self.inner.announced.lock().unwrap()
     }
 }
 
@@ -167,6 +173,7 @@ impl Node {
                 let short = Arc::clone(&short);
                 Arc::new(move || *short.lock().unwrap())
             },
+            state_version: 3,
         });
         let open = |shard| {
             let replica: Arc<Replica> = shards.load(Shard(shard), Arc::new(TestRows::default())).unwrap();
@@ -174,6 +181,7 @@ impl Node {
                 leadership: watch::Sender::new(Leadership::default()),
                 gate: watch::Sender::new(true),
                 lease: AtomicBool::new(true),
+                announced: Mutex::default(),
                 loses: AtomicBool::new(false),
                 index: AtomicU64::new(0),
                 machine: Mutex::new(replica.machine()),
@@ -686,4 +694,95 @@ async fn a_shutdown_ends_every_task_and_answers_what_waits() {
     node.shards.shutdown().await;
     assert!(link.closed().is_cancelled());
     assert_eq!(node.replies(1).await.len(), 1);
+}
+
+impl Node {
+    /// Raises in the log of shard 0, with the place in their entry.
+    fn raises(&self) -> Vec<(usize, u32)> {
+        let raises = |entry: &Entry| -> Vec<(usize, u32)> {
+            let found = entry.commands.iter().enumerate().filter_map(|(place, command)| match &command.kind {
+                Some(command::Kind::Raise(raise)) => Some((place, raise.version)),
+                _ => None,
+            });
+            found.collect()
+        };
+        self.entries(0).iter().flat_map(raises).collect()
+    }
+
+    fn all_announce(&self, version: u32) {
+        *self.groups[0].announced.lock().unwrap() = Some(version);
+    }
+
+    /// Time for the leader to look a few times. What must not happen may only be missed by it, never made up.
+    async fn looks(&self) {
+        tokio::time::sleep(LOOK * 20).await;
+    }
+
+    async fn until_raised(&self, raises: &[(usize, u32)]) {
+        let raised = async {
+            while self.raises() != raises {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), raised).await.unwrap();
+    }
+
+    /// One shard whose leader, once it is one, looks often what there is to do.
+    fn looking() -> Node {
+        let settings = ShardSettings { expire_every: LOOK, ..ShardSettings::default() };
+        Node::new(1, settings, Arc::new(SystemClock))
+    }
+}
+
+const LOOK: Duration = Duration::from_millis(2);
+
+#[tokio::test]
+async fn a_raise_is_proposed_once_by_a_leader_and_only_to_what_all_replicas_announce() {
+    let node = Node::looking();
+    node.all_announce(2);
+    node.looks().await;
+    assert_eq!(node.raises(), [], "a follower proposes nothing");
+    *node.groups[0].announced.lock().unwrap() = None;
+    node.lead(0, TERM).await;
+    node.looks().await;
+    assert_eq!(node.raises(), [], "one replica has not been heard");
+    node.all_announce(1);
+    node.looks().await;
+    assert_eq!((node.raises(), node.shards.state_version(SHARD)), (vec![], Some(1)));
+    node.all_announce(2);
+    node.until_raised(&[(0, 2)]).await;
+    node.looks().await;
+    assert_eq!((node.raises(), node.shards.state_version(SHARD)), (vec![(0, 2)], Some(2)));
+    node.all_announce(3);
+    node.until_raised(&[(0, 2), (0, 3)]).await;
+    assert_eq!(node.shards.state_version(SHARD), Some(3));
+}
+
+#[tokio::test]
+async fn a_raise_under_way_is_waited_for_and_one_whose_outcome_is_unknown_is_proposed_again() {
+    let node = Node::looking();
+    node.lead(0, TERM).await;
+    let group = Arc::clone(&node.groups[0]);
+    group.gate.send_replace(false);
+    group.loses.store(true, Ordering::SeqCst);
+    node.all_announce(2);
+    node.looks().await;
+    assert_eq!(node.metrics.proposals.get(), 1, "one is under way");
+    group.gate.send_replace(true);
+    node.looks().await;
+    assert_eq!(node.raises(), []);
+    group.loses.store(false, Ordering::SeqCst);
+    node.until_raised(&[(0, 2)]).await;
+}
+
+#[tokio::test]
+async fn a_raise_waits_for_the_lease() {
+    let node = Node::looking();
+    node.lead(0, TERM).await;
+    node.groups[0].lease.store(false, Ordering::SeqCst);
+    node.all_announce(2);
+    node.looks().await;
+    assert_eq!((node.raises(), node.metrics.proposals.get()), (vec![], 0));
+    node.groups[0].lease.store(true, Ordering::SeqCst);
+    node.until_raised(&[(0, 2)]).await;
 }

@@ -61,6 +61,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     shard: key::shard::ShardRow,
+    /// Highest version that is applied here.
+    known: u32,
     dedupe: dedupe::Dedupe,
     warm: warm::Warm,
 }
@@ -110,12 +112,21 @@ impl State {
     /// # Errors
     /// When the rows cannot be read, are not what they should be, or are of a version unknown here.
     pub fn load(rows: &dyn Rows) -> Result<Self, StateError> {
+        Self::load_knowing(rows, VERSION_KNOWN)
+    }
+
+    /// As [`State::load`], of a program that knows versions up to `known`: for tests of programs older and newer than this one.
+    /// What a version beyond [`VERSION_KNOWN`] does is what this one does.
+    ///
+    /// # Errors
+    /// As [`State::load`].
+    pub fn load_knowing(rows: &dyn Rows, known: u32) -> Result<Self, StateError> {
         let shard = match rows.get(&key::shard::key())? {
             Some(value) => key::shard::decode(value)?,
             None => key::shard::ShardRow::default(),
         };
-        version::of(shard.version)?;
-        Ok(Self { shard, dedupe: dedupe::Dedupe::load(rows)?, warm: warm::Warm::default() })
+        version::check(shard.version, known)?;
+        Ok(Self { shard, known, dedupe: dedupe::Dedupe::load(rows)?, warm: warm::Warm::default() })
     }
 
     /// Applies the entry at log `index` to `rows`, which hold all entries before it and nothing of this one.
@@ -211,7 +222,7 @@ impl State {
             }
             command::Kind::Acks(acks) => ack::acks(draft, acks)?,
             command::Kind::Expire(expire) => expiry::expire(draft, expire)?,
-            command::Kind::Raise(raise) => version::raise(draft, raise.version)?,
+            command::Kind::Raise(raise) => version::raise(draft, raise.version, self.known)?,
             command::Kind::Seen(seen) => device::seen(draft, seen)?,
         }
         Ok(None)

@@ -132,6 +132,7 @@ impl World {
             disk: Arc::new(self.disks[id - 1].clone()),
             clock: Arc::new(self.clocks[id - 1].clone()),
             links: self.wiring.of(id as u64),
+            ..Surroundings::default()
         };
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node = runtime.block_on(async {

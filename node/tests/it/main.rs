@@ -14,6 +14,7 @@ mod must_hold;
 mod nodes;
 mod poison;
 mod put_back;
+mod raise;
 mod serving;
 mod state;
 mod times;
