@@ -77,3 +77,26 @@ pub const MCS_VERSION_MIN: u8 = 38;
 
 /// Life of an installation token, in seconds (7 days). Source: device.md section 5.1.
 pub const INSTALLATION_TOKEN_LIFE_SECS: u64 = 604_800;
+
+/// Largest batch of operations that a shard's leader takes, in bytes: it goes into one entry of the log. Ours.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+
+/// Most operations of one batch. Ours.
+pub const BATCH_OPERATIONS_MAX: usize = 4_096;
+
+/// Bytes of acks of one shard that wait at its leader; one set that is larger would be refused each time. Ours.
+pub const ACKS_BYTES_MAX: usize = 1 << 20;
+
+/// Most sequences and message ids of one `Ack`, 18 bytes each: a seventh of [`ACKS_BYTES_MAX`], so that several devices' fit. Ours.
+pub const ACK_IDS_MAX: usize = 8_192;
+
+/// Most attaches of one `AttachBatch`, each below 100 bytes. Ours.
+pub const ATTACH_BATCH_MAX: usize = 4_096;
+
+/// Largest message that either side of gRPC between gateways and nodes takes unless it says otherwise, in bytes: tonic's default.
+/// Requests and replies of the service `Queue` stay below it by construction. Source: tonic, `DEFAULT_MAX_RECV_MESSAGE_SIZE`.
+pub const GRPC_MESSAGE_MAX_BYTES: usize = 4 << 20;
+
+/// Largest meta state that nodes send and gateways and operators take, in bytes: every project, key, shard and skip that a cluster may
+/// have fits. Ours.
+pub const META_STATE_MAX_BYTES: usize = 64 << 20;

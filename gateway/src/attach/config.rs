@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use martlet_proto::limits::ATTACH_BATCH_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, wrong};
@@ -24,7 +25,7 @@ pub struct AttachConfig {
     /// Attaches of one shard wait this long for company. Longer saves read checks of nodes, shorter saves latency at login.
     #[serde(with = "humantime_serde")]
     pub batch_wait: Duration,
-    /// Attaches of one shard that go together at most.
+    /// Attaches of one shard that go together at most, 1 to 4096.
     pub batch_max: usize,
     /// After the loss of a leader, devices attach again spread over this time per thousand of them in the shard.
     #[serde(with = "humantime_serde")]
@@ -66,8 +67,8 @@ impl AttachConfig {
         if self.stream_credit_bytes < self.device_credit_bytes {
             return wrong("attach.stream_credit_bytes", "must not be below attach.device_credit_bytes");
         }
-        if self.batch_max == 0 {
-            return wrong("attach.batch_max", "must be 1 or more");
+        if !(1..=ATTACH_BATCH_MAX).contains(&self.batch_max) {
+            return wrong("attach.batch_max", "must be 1 to 4096");
         }
         if self.retry_min.is_zero() || self.retry_max < self.retry_min {
             return wrong("attach.retry_max", "must not be below attach.retry_min, which is longer than 0s");
@@ -88,5 +89,7 @@ mod tests {
         AttachConfig::default().check().unwrap();
         let wrong = AttachConfig { stream_credit_bytes: 20_000, ..AttachConfig::default() };
         assert_eq!(wrong.check().unwrap_err().key, "attach.stream_credit_bytes");
+        let wrong = AttachConfig { batch_max: 5_000, ..AttachConfig::default() };
+        assert_eq!(wrong.check().unwrap_err().key, "attach.batch_max");
     }
 }

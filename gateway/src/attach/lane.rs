@@ -18,6 +18,7 @@ use martlet_proto::{
         self, ControlReply, ControlRequest, DeliverReply, DeliverRequest, attach_refused, control_reply,
         control_request, deliver_reply, deliver_request,
     },
+    limits::ACK_IDS_MAX,
     message::{MessageId, Sequence},
     shard::Shard,
     tag::DeviceTag,
@@ -126,6 +127,16 @@ impl Acks {
         self.sequences.is_empty() && self.message_ids.is_empty()
     }
 
+    /// Takes the first of them, as many as one request may name.
+    fn take_part(&mut self) -> Acks {
+        let sequences_len = self.sequences.len().min(ACK_IDS_MAX);
+        let rest = Acks {
+            sequences: self.sequences.split_off(sequences_len),
+            message_ids: self.message_ids.split_off(self.message_ids.len().min(ACK_IDS_MAX - sequences_len)),
+        };
+        std::mem::replace(self, rest)
+    }
+
     fn request(&self, ack: u64, shard: Shard, tag: DeviceTag) -> ControlRequest {
         let sequences = self.sequences.iter().map(|sequence| Bytes::copy_from_slice(&sequence.to_bytes())).collect();
         let message_ids = self.message_ids.iter().map(|id| Bytes::copy_from_slice(&id.to_bytes())).collect();
@@ -169,10 +180,13 @@ impl Stand {
     }
 }
 
+/// A set of acks is sent in parts, one after the other: a node refuses each time what is larger than all that may wait there.
 #[derive(Debug)]
 struct PendingAck {
+    /// Names the part, so that what is said of an earlier one counts for nothing.
     id: u64,
-    acks: Acks,
+    part: Acks,
+    rest: Acks,
     sent_to: Option<u64>,
     failures: u32,
 }
@@ -298,10 +312,12 @@ impl Lane {
 
     /// The device acknowledged these. At most one ack of an attachment is unconfirmed at a time: the next is handed over
     /// after [`Note::Acked`].
-    pub fn ack(&mut self, attach: u64, acks: Acks) {
+    pub fn ack(&mut self, attach: u64, mut acks: Acks) {
         let Some(entry) = self.entries.get_mut(&attach) else { return };
         self.last_ack += 1;
-        if let Some(replaced) = entry.ack.replace(PendingAck { id: self.last_ack, acks, sent_to: None, failures: 0 }) {
+        let part = acks.take_part();
+        let pending = PendingAck { id: self.last_ack, part, rest: acks, sent_to: None, failures: 0 };
+        if let Some(replaced) = entry.ack.replace(pending) {
             self.acks.remove(&replaced.id);
         }
         self.acks.insert(self.last_ack, attach);
@@ -328,12 +344,17 @@ impl Lane {
         self.flush();
         let Some(entry) = self.entries.get(&attach) else { return };
         let (shard, tag) = (entry.shard, entry.tag);
-        if !last.is_empty()
-            && let Some(node) = self.target(shard)
-        {
-            self.last_ack += 1;
-            let request = last.request(self.last_ack, shard, tag);
-            self.actions.push_back(Action::Control { node, request });
+        if let Some(node) = self.target(shard) {
+            // Parts of the set before that waited for their turn, and those.
+            let rest = self.entries.get_mut(&attach).and_then(|entry| entry.ack.as_mut());
+            let rest = rest.map(|pending| std::mem::take(&mut pending.rest)).unwrap_or_default();
+            for mut acks in [rest, last] {
+                while !acks.is_empty() {
+                    self.last_ack += 1;
+                    let request = acks.take_part().request(self.last_ack, shard, tag);
+                    self.actions.push_back(Action::Control { node, request });
+                }
+            }
         }
         self.detach(attach);
         if self.by_tag.get(&tag) == Some(&attach) {
@@ -588,9 +609,10 @@ impl Lane {
 
     fn acked(&mut self, ack: u64) {
         let Some(attach) = self.acks.remove(&ack) else { return };
-        if let Some(entry) = self.entries.get_mut(&attach) {
-            entry.ack = None;
-            self.actions.push_back(Action::Tell { attach, note: Note::Acked });
+        let Some(entry) = self.entries.get_mut(&attach) else { return };
+        match entry.ack.take() {
+            Some(PendingAck { rest, .. }) if !rest.is_empty() => self.ack(attach, rest),
+            Some(_) | None => self.actions.push_back(Action::Tell { attach, note: Note::Acked }),
         }
     }
 
@@ -772,7 +794,7 @@ impl Lane {
         let Some(entry) = self.entries.get_mut(&attach) else { return };
         let Some(pending) = entry.ack.as_mut().filter(|pending| pending.sent_to != Some(node)) else { return };
         pending.sent_to = Some(node);
-        let request = pending.acks.request(pending.id, shard, entry.tag);
+        let request = pending.part.request(pending.id, shard, entry.tag);
         self.actions.push_back(Action::Control { node, request });
     }
 

@@ -44,6 +44,10 @@ use crate::attach::Acks;
 /// Category of messages between a client and the service itself. Source: device.md section 8.6.
 const INTERNAL_CATEGORY: &str = "com.google.android.gsf.gtalkservice";
 
+/// Acks of messages written on the connection that gather beyond a whole window while those before are not applied. Deliveries stop
+/// with their leader, so that many only come together when a leader takes no acks for long.
+const GATHERED_MAX: usize = 16_384;
+
 /// What the driver must do next, in this order.
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -72,6 +76,8 @@ pub enum CloseReason {
     Protocol,
     /// A node sent more than its credit.
     Overrun,
+    /// What it acknowledged could not be applied for too long. It says so again when it comes back.
+    Unconfirmed,
 }
 
 /// What the login says about the session. See [`super::login`].
@@ -322,6 +328,9 @@ impl Session {
         }
         if self.gathered.message_ids.len() + message_ids.len() > MCS_RECEIVED_IDS_MAX {
             return self.violation("too-many-acks");
+        }
+        if self.gathered.sequences.len() + sequences.len() > self.unacked_max + GATHERED_MAX {
+            return self.close(CloseReason::Unconfirmed);
         }
         self.gathered.sequences.extend(sequences);
         self.gathered.message_ids.extend(message_ids);

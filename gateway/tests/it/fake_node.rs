@@ -4,7 +4,7 @@
 //! `written_through` in order, the newer connection of a device wins.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::Bound,
     pin::Pin,
@@ -18,9 +18,11 @@ use martlet_proto::{
         control_reply, control_request, deliver_reply, deliver_request,
         queue_server::{Queue, QueueServer},
     },
+    limits::ACKS_BYTES_MAX,
     message::{MessageId, Sequence},
     tag::DeviceTag,
 };
+use prost::Message as _;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::task::TaskTracker;
@@ -236,11 +238,17 @@ impl State {
 
     fn ack(&mut self, link: LinkId, ack: &queue::Ack) {
         self.acks_seen += 1;
+        if ack.encoded_len() > ACKS_BYTES_MAX {
+            // As a leader's packer does.
+            let refused = queue::AckRefused { ack: ack.ack, redirect: None };
+            return self.reply(link, control_reply::Kind::AckRefused(refused));
+        }
         if let Some(mailbox) = self.mailboxes.get_mut(&ack.device_tag) {
-            mailbox.retain(|sequence, message| {
-                !ack.sequences.contains(&Bytes::copy_from_slice(&sequence.to_bytes()))
-                    && !ack.message_ids.contains(&message.message_id)
-            });
+            for sequence in ack.sequences.iter().filter_map(|bytes| Sequence::from_bytes(bytes)) {
+                mailbox.remove(&sequence);
+            }
+            let ids: BTreeSet<_> = ack.message_ids.iter().collect();
+            mailbox.retain(|_, message| !ids.contains(&message.message_id));
         }
         if self.holds_acks {
             self.held.push((link, ack.ack));
@@ -252,8 +260,7 @@ impl State {
     fn pump(&mut self, tag: u64) {
         let Some(mut at) = self.attached.remove(&tag) else { return };
         let from = at.sent.map_or(Bound::Unbounded, Bound::Excluded);
-        let rows: Vec<_> =
-            self.mailboxes.get(&tag).into_iter().flat_map(|rows| rows.range((from, Bound::Unbounded))).collect();
+        let rows = self.mailboxes.get(&tag).into_iter().flat_map(|rows| rows.range((from, Bound::Unbounded)));
         for (sequence, message) in rows {
             if at.credit < COST {
                 break;

@@ -8,23 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use martlet_proto::tag::DeviceTag;
+use martlet_proto::{limits::ACKS_BYTES_MAX, tag::DeviceTag};
 
 use super::settings::ShardSettings;
-
-/// Bytes and operations of one batch, and bytes of the acknowledgements that wait. An entry holds all acknowledgements and at least
-/// one whole batch, each operation stamped with some 60 bytes: together they stay below what the log takes as one entry, 4 MiB
-/// ([`crate::log::LogConfig::drain_bytes`]). An entry that the log refuses stops its group. Gateways send at most 256 operations.
-pub const BATCH_BYTES_MAX: usize = 2 << 20;
-/// See [`BATCH_BYTES_MAX`].
-pub const BATCH_OPERATIONS_MAX: usize = 4_096;
-/// See [`BATCH_BYTES_MAX`].
-pub const ACKS_BYTES_MAX: usize = 1 << 20;
 
 /// Devices in one entry, and at most that wait for one, whose last-seen day is to be written: some 4 KiB.
 pub const SEEN_MAX: usize = 256;
 
 /// What goes into one entry.
+///
+/// It holds all acknowledgements ([`ACKS_BYTES_MAX`]) and at least one whole batch (`BATCH_BYTES_MAX`, `BATCH_OPERATIONS_MAX`), or
+/// several up to the entry's bounds, which are not above those of a batch; each operation is stamped with some 70 bytes. Together they
+/// stay below what the log takes as one entry, 4 MiB ([`crate::log::LogConfig::drain_bytes`]): one that the log refuses stops its group.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pack<B, A> {
     /// State version to raise the shard to, before everything else: the whole entry is of that version. Its end is told with
@@ -337,6 +332,36 @@ mod tests {
         assert!(packer.raise(3));
         packer.give_up();
         assert_eq!(packer.next(origin()), None);
+    }
+
+    #[test]
+    fn the_largest_entry_is_one_that_the_log_takes() {
+        use martlet_proto::{
+            cluster::{
+                command::{Acks, Command, DeviceAck, Entry, Stamped, command::Kind},
+                queue::{Enqueue, Operation, operation},
+            },
+            limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX},
+        };
+        use prost::Message;
+
+        // As many acks as fit: one sequence each.
+        let ack = DeviceAck { device_tag: u64::MAX, sequences: vec![vec![0xff; 16].into()], message_ids: vec![] };
+        let acks = vec![ack.clone(); ACKS_BYTES_MAX / ack.encoded_len()];
+        let enqueue = Enqueue { payload: vec![7; BATCH_BYTES_MAX / BATCH_OPERATIONS_MAX].into(), ..Enqueue::default() };
+        let stamped = Stamped {
+            operation: Some(Operation {
+                id: vec![0xff; 16].into(),
+                first_try_ms: u64::MAX,
+                kind: Some(operation::Kind::Enqueue(enqueue)),
+            }),
+            written_through: vec![0xff; 16].into(),
+            limits: Some(ShardSettings { device_bytes_max: u64::MAX, ..ShardSettings::default() }.limits()),
+        };
+        let mut commands = vec![Command { kind: Some(Kind::Acks(Acks { acks })) }];
+        commands.extend(vec![Command { kind: Some(Kind::Stamped(stamped)) }; BATCH_OPERATIONS_MAX]);
+        let entry = Entry { shard_time_ms: u64::MAX, commands };
+        assert!(entry.encoded_len() + 16 < crate::log::LogConfig::new("").drain_bytes, "{} bytes", entry.encoded_len());
     }
 
     #[test]

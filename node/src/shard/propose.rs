@@ -14,6 +14,7 @@ use martlet_proto::{
             answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
         },
     },
+    limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX},
     tag::DeviceTag,
 };
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     lead::Lead,
-    pack::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, Full, Pack},
+    pack::{Full, Pack},
     replies::Replies,
 };
 use crate::{

@@ -1,7 +1,11 @@
 //! What a lane decides, as values: two nodes, a few shards, time moved by hand.
 
-use martlet_proto::shard::ShardCount;
+use martlet_proto::{
+    limits::{ACKS_BYTES_MAX, ATTACH_BATCH_MAX, GRPC_MESSAGE_MAX_BYTES},
+    shard::ShardCount,
+};
 use proptest::prelude::*;
+use prost::Message as _;
 use rand::SeedableRng;
 
 use super::*;
@@ -420,6 +424,85 @@ fn dl_04_core_an_ack_lost_with_its_streams_is_sent_again_to_the_same_node() {
     assert_eq!(sent_acks(&settle(&mut lane, &mut now, 1_000)), []);
     lane.link_up(A, now);
     assert_eq!(sent_acks(&actions(&mut lane)), [(A, 1)]);
+}
+
+/// The acks that these requests name.
+fn named(actions: &[Action]) -> Vec<queue::Ack> {
+    let acks = actions.iter().filter_map(|action| match action {
+        Action::Control { request: ControlRequest { kind: Some(control_request::Kind::Ack(ack)) }, .. } => {
+            Some(ack.clone())
+        }
+        _ => None,
+    });
+    acks.collect()
+}
+
+/// More than a node takes at once.
+fn many() -> Acks {
+    let ids = (0..2_000).map(|random| MessageId { micros: 1, random }).collect();
+    Acks { sequences: (0..60_000).map(sequence).collect(), message_ids: ids }
+}
+
+#[test]
+fn dl_04_core_a_large_set_of_acks_is_sent_in_parts_and_confirmed_after_the_last() {
+    let mut now = start();
+    let mut lane = attached_lane(AttachConfig::default(), &mut now);
+    lane.link_up(B, now);
+    lane.ack(7, many());
+    let mut seen = Acks::default();
+    let mut sent = actions(&mut lane);
+    let mut refused = false;
+    let confirmed = loop {
+        let [part] = &named(&sent)[..] else { break sent };
+        let [Action::Control { node, .. }] = sent[..] else { panic!("{sent:?}") };
+        assert!(part.encoded_len() <= ACKS_BYTES_MAX, "a node refuses {} bytes each time", part.encoded_len());
+        if !refused && !seen.is_empty() {
+            // One in the middle is refused: it alone comes again, to whoever leads now.
+            refused = true;
+            let refusal = queue::AckRefused { ack: part.ack, redirect: Some(redirect(B, 2)) };
+            lane.control(node, reply(control_reply::Kind::AckRefused(refusal)), now);
+            sent = actions(&mut lane);
+            assert_eq!(named(&sent), std::slice::from_ref(part));
+            continue;
+        }
+        seen.sequences.extend(part.sequences.iter().filter_map(|bytes| Sequence::from_bytes(bytes)));
+        seen.message_ids.extend(part.message_ids.iter().filter_map(|bytes| MessageId::from_bytes(bytes)));
+        lane.control(node, reply(control_reply::Kind::Acked(queue::Acked { acks: vec![part.ack] })), now);
+        sent = actions(&mut lane);
+    };
+    assert_eq!(confirmed, [Action::Tell { attach: 7, note: Note::Acked }]);
+    assert!(refused);
+    assert_eq!(seen, many());
+}
+
+#[test]
+fn parts_that_waited_for_their_turn_are_sent_at_the_end_of_a_connection() {
+    let mut now = start();
+    let mut lane = attached_lane(AttachConfig::default(), &mut now);
+    lane.ack(7, many());
+    let mut sent = named(&actions(&mut lane));
+    let last = Acks { sequences: (60_000..90_000).map(sequence).collect(), message_ids: vec![] };
+    lane.end(7, last);
+    sent.extend(named(&actions(&mut lane)));
+    assert!(sent.iter().all(|part| part.encoded_len() <= ACKS_BYTES_MAX));
+    assert_eq!(sent.iter().map(|part| part.sequences.len()).sum::<usize>(), 90_000);
+    assert_eq!(sent.iter().map(|part| part.message_ids.len()).sum::<usize>(), 2_000);
+    let ids: BTreeSet<u64> = sent.iter().map(|part| part.ack).collect();
+    assert_eq!(ids.len(), sent.len(), "each has a number of its own");
+}
+
+#[test]
+fn the_largest_batch_of_attaches_can_be_taken_by_a_node() {
+    let attach = queue::Attach {
+        attach: u64::MAX,
+        device_tag: u64::MAX,
+        session: Some(queue::Session { term: u64::MAX, counter: u64::MAX }),
+        credit_bytes: u64::MAX,
+        written_through: sequence_bytes(Some(sequence(u64::MAX))),
+    };
+    let batch = queue::AttachBatch { shard: u32::MAX, attaches: vec![attach; ATTACH_BATCH_MAX] };
+    let request = control(control_request::Kind::Attach(batch));
+    assert!(request.encoded_len() < GRPC_MESSAGE_MAX_BYTES, "{} bytes", request.encoded_len());
 }
 
 #[test]

@@ -580,3 +580,19 @@ fn mc_13_core_whatever_is_written_has_a_tag_that_is_in_use() {
     assert_eq!(tags, [Tag::HeartbeatAck as u8, Tag::Data as u8, Tag::Close as u8]);
     assert_eq!(LoginRequest::default().encode_to_vec().len(), 10, "required fields are written even when empty");
 }
+
+#[test]
+fn acks_that_are_never_applied_end_the_connection_before_they_are_without_number() {
+    let config = McsConfig { unacked_max: 10, ..McsConfig::default() };
+    let mut session = Session::new(&config, Traits { acks_pending: true, ..Traits::default() }, start());
+    let mut index = 0;
+    while seen(&mut session).last() != Some(&Seen::Close(CloseReason::Unconfirmed)) {
+        index += 1;
+        assert!(index <= 10 + GATHERED_MAX as u64 + 1, "they gather without end");
+        session.deliver(Some(sequence(index)), &message(index));
+        session.receive(ping(Some(i32::try_from(session.sent).unwrap())), start());
+    }
+    assert_eq!(index, 10 + GATHERED_MAX as u64 + 1);
+    // Handed over at the end all the same.
+    assert_eq!(session.into_unsent_acks().sequences.len(), 10 + GATHERED_MAX);
+}

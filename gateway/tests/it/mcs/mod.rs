@@ -677,3 +677,32 @@ async fn a_drain_says_close_to_every_device_and_ends() {
     tokio::time::timeout(PATIENCE, gateway.attachments.stopped()).await.unwrap();
     assert_eq!((gateway.metrics.connections.get(), gateway.metrics.sessions.get()), (0, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dl_04_core_more_acks_at_once_than_a_node_takes_are_all_applied() {
+    const COUNT: u64 = 60_000;
+    let node = FakeNode::start().await;
+    let unacked_max = usize::try_from(COUNT).unwrap();
+    let gateway = Gateway::start(&node, McsConfig { unacked_max, ..McsConfig::default() }).await;
+    let mut device = gateway.device(1).await;
+    let tag = gateway.tag(1);
+    for number in 1..=COUNT {
+        node.enqueue(tag, message(number));
+    }
+    for number in 1..=COUNT {
+        assert_eq!(device.data().await.persistent_id, id(number));
+    }
+    node.hold_acks();
+    device.ping(Some(i32::try_from(COUNT + 1).unwrap())).await;
+    let answered = device.next().await;
+    assert!(
+        matches!(&answered, Some(Stanza::HeartbeatAck(ack)) if ack.last_stream_id_received == Some(1)),
+        "{answered:?}"
+    );
+    eventually("the first part is taken", || node.acks_seen() == 1).await;
+    assert_eq!(device.pong().await, Some(1), "not confirmed before all of it is applied");
+    node.confirm_acks();
+    eventually("all acks are applied", || node.waiting(tag).is_empty()).await;
+    let confirmed = tokio::time::timeout(PATIENCE, async { while device.pong().await < Some(3) {} });
+    confirmed.await.expect("the frame with the acks is confirmed");
+}
