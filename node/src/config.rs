@@ -134,6 +134,9 @@ impl Config {
         if self.watch.keepalive.is_zero() || self.watch.lease < self.watch.keepalive * 2 {
             return wrong("watch.lease", "must be at least twice watch.keepalive, which must be longer than 0s");
         }
+        if let Err((key, problem)) = self.shard.check() {
+            return wrong(key, &problem);
+        }
         if self.raft.election_max <= self.raft.election_min || self.raft.election_min < self.raft.heartbeat * 2 {
             return wrong("raft.election_min", "must be at least twice raft.heartbeat and less than raft.election_max");
         }
@@ -161,6 +164,18 @@ mod tests {
         assert_eq!(config.check().unwrap_err().key, "node.listen");
         config.node.insecure_grpc = true;
         config.check().unwrap();
+    }
+
+    #[test]
+    fn bounds_under_which_a_shard_would_stop_are_refused_by_their_key() {
+        for (key, wrong) in [
+            ("shard.entry_bytes_max", ShardSettings { entry_bytes_max: 4 << 20, ..ShardSettings::default() }),
+            ("shard.entry_commands_max", ShardSettings { entry_commands_max: 10_000, ..ShardSettings::default() }),
+            ("shard.pipeline_max", ShardSettings { pipeline_max: 0, ..ShardSettings::default() }),
+        ] {
+            let config = Config { shard: wrong, ..Config::default() };
+            assert_eq!(config.check().unwrap_err().key, key);
+        }
     }
 
     #[test]

@@ -8,12 +8,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
-use martlet_proto::cluster::{
-    admin::{
-        AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupStatus, ListProjectsRequest, NodeStatus,
-        RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest, admin_client::AdminClient,
+use martlet_proto::{
+    cluster::{
+        admin::{
+            AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupStatus, ListProjectsRequest, NodeStatus,
+            RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest, admin_client::AdminClient,
+        },
+        meta::{Node, Project, Skip, SkipState},
     },
-    meta::{Node, Project, Skip, SkipState},
+    limits::META_STATE_MAX_BYTES,
 };
 use tonic::{Code, transport::Channel};
 
@@ -22,9 +25,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Patience for an answer: creating a cluster and revoking a key wait for others.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Largest answer: a meta state with thousands of projects.
-const ANSWER_MAX_BYTES: usize = 64 << 20;
 
 /// Arguments of `martlet admin`.
 #[derive(Debug, Args)]
@@ -157,7 +157,7 @@ pub(crate) async fn client(nodes: &[String]) -> Result<AdminClient<Channel>> {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
         match endpoint.connect().await {
-            Ok(channel) => return Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)),
+            Ok(channel) => return Ok(AdminClient::new(channel).max_decoding_message_size(META_STATE_MAX_BYTES)),
             Err(error) => tried.push(format!("{node} ({:#})", anyhow::Error::from(error))),
         }
     }

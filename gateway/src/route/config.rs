@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use martlet_proto::limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, wrong};
+
+/// Half of what a node takes as one batch: operations have some bytes each around them, and one may come on top. A request of as many
+/// bytes and a batch more stays below what gRPC takes.
+const PACK_BYTES_MAX: usize = BATCH_BYTES_MAX / 2;
 
 /// Section `[route]`: how operations reach the leaders of shards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,9 +46,9 @@ pub struct RouteConfig {
     pub queue_max: usize,
     /// Batches of one node whose answer is awaited at most.
     pub inflight_max: usize,
-    /// Bytes of operations that are packed into one request.
+    /// Bytes of operations that are packed into one request, 1 to 1048576.
     pub pack_bytes: usize,
-    /// Operations of one batch at most.
+    /// Operations of one batch at most, 1 to 4096.
     pub batch_operations: usize,
     /// How long known projects and keys are served after the lease of the watch has ended; then every request is answered
     /// 503. Longer survives longer outages of all nodes, and accepts a revoked key longer.
@@ -97,15 +102,17 @@ impl RouteConfig {
                 return wrong(key, "must be longer than 0s");
             }
         }
-        for (key, value) in [
-            ("route.queue_max", self.queue_max),
-            ("route.inflight_max", self.inflight_max),
-            ("route.pack_bytes", self.pack_bytes),
-            ("route.batch_operations", self.batch_operations),
-        ] {
+        for (key, value) in [("route.queue_max", self.queue_max), ("route.inflight_max", self.inflight_max)] {
             if value == 0 {
                 return wrong(key, "must be 1 or more");
             }
+        }
+        // A node refuses larger batches each time.
+        if !(1..=PACK_BYTES_MAX).contains(&self.pack_bytes) {
+            return wrong("route.pack_bytes", "must be 1 to 1048576");
+        }
+        if !(1..=BATCH_OPERATIONS_MAX).contains(&self.batch_operations) {
+            return wrong("route.batch_operations", "must be 1 to 4096");
         }
         Ok(())
     }

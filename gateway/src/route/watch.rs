@@ -7,7 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use martlet_proto::cluster::meta::{MetaState, WatchRequest, meta_client::MetaClient};
+use martlet_proto::{
+    cluster::meta::{MetaState, WatchRequest, meta_client::MetaClient},
+    limits::META_STATE_MAX_BYTES,
+};
 use rand::Rng;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,8 +22,6 @@ use super::{
     link,
 };
 
-/// A meta state in one message: 10,000 projects are about 2 MiB.
-const STATE_MAX_BYTES: usize = 64 << 20;
 /// Confirmations that wait: one per state, and states wait for them.
 const CONFIRMATIONS_MAX: usize = 4;
 /// Silence that ends a stream before its first reply.
@@ -76,7 +77,7 @@ async fn stream(route: &Route, address: &str, heard: &mut bool) -> Result<std::c
     let (confirm, requests) = mpsc::channel(CONFIRMATIONS_MAX);
     confirm.try_send(confirmation(route)).expect("the channel is new");
     let mut client =
-        MetaClient::new(link::channel(address, &route.0.config)?).max_decoding_message_size(STATE_MAX_BYTES);
+        MetaClient::new(link::channel(address, &route.0.config)?).max_decoding_message_size(META_STATE_MAX_BYTES);
     let mut replies = tokio::time::timeout(FIRST_REPLY, client.watch(ReceiverStream::new(requests)))
         .await
         .map_err(|_| Ended::Silent)?

@@ -9,6 +9,8 @@ use martlet_proto::cluster::meta::ServerKey;
 use rand::CryptoRng;
 use sha2::{Digest, Sha256};
 
+use super::state::HINT_MAX;
+
 /// Longest key that is taken, in bytes; it travels in an `Authorization` header.
 pub const KEY_MAX: usize = 512;
 
@@ -25,7 +27,7 @@ pub fn keep(key: &str) -> Result<ServerKey, String> {
         return Err(format!("a server key is 1 to {KEY_MAX} visible ASCII characters"));
     }
     // A quarter at most, so that the hint of a short key does not give it away.
-    let hint = key[..(key.len() / 4).min(8)].to_owned();
+    let hint = key[..(key.len() / 4).min(HINT_MAX)].to_owned();
     Ok(ServerKey { sha256: Bytes::copy_from_slice(&Sha256::digest(key)), hint, ..ServerKey::default() })
 }
 

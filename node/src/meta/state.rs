@@ -23,6 +23,9 @@ pub const KEYS_OF_PROJECT_MAX: usize = 64;
 /// Most characters of a project's name and of its text id.
 pub const NAME_MAX: usize = 128;
 
+/// Most characters of the hint of a server key.
+pub const HINT_MAX: usize = 8;
+
 /// One object of the state, as a row: key `family u8 | id`, value the object in protocol buffers.
 ///
 /// `c` the cluster (everything that is not listed), `n | node id u64`, `s | shard u32`, `p | sender id`, `k | purpose u32 | key id
@@ -249,8 +252,8 @@ impl State {
         if key.sha256.len() != 32 {
             return Err("a server key's hash has 32 bytes".into());
         }
-        if key.hint.len() > NAME_MAX {
-            return Err(format!("a server key's hint has at most {NAME_MAX} bytes"));
+        if key.hint.len() > HINT_MAX {
+            return Err(format!("a server key's hint has at most {HINT_MAX} bytes"));
         }
         let known = |project: &Project| project.server_keys.iter().any(|other| other.sha256 == key.sha256);
         if self.0.projects.iter().any(known) {
@@ -594,6 +597,44 @@ mod tests {
             (2..=255).filter(|seed| matches!(group.propose(add("123456789012", *seed)), meta_answer::Kind::Project(_)));
         assert_eq!(taken.count(), KEYS_OF_PROJECT_MAX - 1);
         assert!(group.rows.values().all(|value| value.len() <= 8 << 10));
+    }
+
+    #[test]
+    fn the_largest_state_of_a_cluster_fits_one_message() {
+        let key = ServerKey {
+            key_id: u32::MAX,
+            sha256: vec![0xff; 32].into(),
+            hint: "h".repeat(HINT_MAX),
+            created_ms: u64::MAX,
+            revoked_ms: u64::MAX,
+        };
+        let project = Project {
+            sender_id: "9".repeat(NAME_MAX),
+            text_id: "t".repeat(NAME_MAX),
+            server_keys: vec![key; KEYS_OF_PROJECT_MAX],
+            name: "n".repeat(NAME_MAX),
+        };
+        let skip = Skip {
+            shard: SHARDS_MAX,
+            index: u64::MAX,
+            term: u64::MAX,
+            digest: vec![0xff; 32].into(),
+            reason: "r".repeat(skips::REASON_MAX),
+            by: "b".repeat(skips::BY_MAX),
+            asked_ms: u64::MAX,
+            decided_ms: u64::MAX,
+            hold: u64::MAX,
+            state: 3,
+        };
+        let replica = Replica { node_id: u64::MAX, replica_id: u64::MAX };
+        let shard = ShardReplicas { shard: SHARDS_MAX, epoch: u64::MAX, replicas: vec![replica; 5] };
+        // Each with its tag and length before it. Nodes and sealed keys are few.
+        let each = |len: usize| len + 6;
+        let bytes = PROJECTS_MAX * each(project.encoded_len())
+            + skips::SKIPS_MAX * each(skip.encoded_len())
+            + SHARDS_MAX as usize * each(shard.encoded_len());
+        let room = martlet_proto::limits::META_STATE_MAX_BYTES - (1 << 20);
+        assert!(bytes < room, "{bytes} bytes");
     }
 
     #[test]

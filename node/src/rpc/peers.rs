@@ -9,16 +9,19 @@ use std::{
     time::Duration,
 };
 
-use martlet_proto::cluster::{
-    admin::admin_client::AdminClient,
-    meta::{Node, meta_client::MetaClient},
+use martlet_proto::{
+    cluster::{
+        admin::admin_client::AdminClient,
+        meta::{Node, meta_client::MetaClient},
+    },
+    limits::META_STATE_MAX_BYTES,
 };
 use tonic::transport::{Channel, Endpoint};
 
 use crate::raft::{Dialer, Links, Member};
 
-/// Largest reply of a node, bytes: the meta state whole, with every project a cluster may have.
-pub const REPLY_MAX: usize = 64 << 20;
+/// Largest reply of a node, bytes: the meta state whole, and how each node is beside it.
+pub const REPLY_MAX: usize = META_STATE_MAX_BYTES;
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const PING_AFTER: Duration = Duration::from_secs(1);

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use martlet_proto::cluster::command::Limits;
+use martlet_proto::{
+    cluster::command::Limits,
+    limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX},
+};
 use serde::{Deserialize, Serialize};
 
 /// Bounds of the shards of a node. Those of messages are stamped into each command, so nodes may differ for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardSettings {
-    /// Bytes of operations in one entry. More makes fewer, larger writes; the first waits for the last. A batch that is larger
+    /// Bytes of operations in one entry, 1 to 2097152. More makes fewer, larger writes; the first waits for the last. A batch that is larger
     /// goes alone.
     pub entry_bytes_max: usize,
-    /// Operations in one entry.
+    /// Operations in one entry, 1 to 4096.
     pub entry_commands_max: usize,
     /// Proposals of one shard under way at once. A second one starts only when a whole entry waits, so that few are made.
     pub pipeline_max: usize,
@@ -93,6 +96,33 @@ impl Default for ShardSettings {
 }
 
 impl ShardSettings {
+    /// What cannot be run, by its key and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        // An entry of the log must hold what is packed into it: see `Pack`.
+        for (key, value, most) in [
+            ("shard.entry_bytes_max", self.entry_bytes_max, BATCH_BYTES_MAX),
+            ("shard.entry_commands_max", self.entry_commands_max, BATCH_OPERATIONS_MAX),
+        ] {
+            if value == 0 || value > most {
+                return Err((key, format!("must be 1 to {most}")));
+            }
+        }
+        for (key, value) in [
+            ("shard.pipeline_max", self.pipeline_max),
+            ("shard.acks_waiting_max", self.acks_waiting_max),
+            ("shard.pull_rows", self.pull_rows),
+            ("shard.batches_per_stream_max", self.batches_per_stream_max),
+            ("shard.attach_batches_per_link_max", self.attach_batches_per_link_max),
+            ("shard.control_replies_max", self.control_replies_max),
+            ("shard.expire_rows_max", self.expire_rows_max as usize),
+        ] {
+            if value == 0 {
+                return Err((key, "must be 1 or more: nothing would go on".into()));
+            }
+        }
+        Ok(())
+    }
+
     /// What is stamped into each command.
     pub fn limits(&self) -> Limits {
         Limits {
