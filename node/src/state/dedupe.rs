@@ -3,7 +3,9 @@
 //! Owns the index of operation ids, resident in memory and rebuilt from its rows (one per second of shard time, only
 //! appended to). An operation is known from its answer until its first try is older than the dedupe window; before that time
 //! its id is looked up, after it the *floor* refuses it, so it is never done twice, also when the window is changed. An id
-//! that `Resolve` barred is known like any other.
+//! that `Resolve` barred is known like any other. One that was refused because its first try lies ahead stands at the second of
+//! its first try instead: there it is known as long as it could be in time. What lies ahead by more than the window is refused
+//! and not remembered: nobody tries for so long.
 //!
 //! A `Resolve` must carry the first-try time of the operation it asks about: only then does "too old" mean that nothing is
 //! known of it any more, rather than that it was never done.
@@ -69,6 +71,12 @@ pub(super) struct Dedupe {
 #[derive(Debug, Default)]
 pub(super) struct Fresh {
     known: HashMap<OperationId, Known>,
+    seconds: BTreeMap<u64, FreshSecond>,
+}
+
+/// What comes to the row of one second.
+#[derive(Debug, Default)]
+struct FreshSecond {
     order: Vec<OperationId>,
     tail: BytesMut,
 }
@@ -99,15 +107,15 @@ impl Dedupe {
 
     /// Takes over what an entry answered and forgets what lies below the floor; adds the writes for both.
     pub(super) fn take_over(&mut self, fresh: Fresh, now_ms: u64, floor_ms: u64, writes: &mut Vec<Write>) {
-        let second = now_ms / 1000;
-        let Fresh { mut known, order, tail } = fresh;
-        for id in order {
-            let known = known.remove(&id).expect("an id is ordered when it is known");
-            self.learn(second, id, known);
-        }
-        if !tail.is_empty() {
+        let Fresh { mut known, seconds } = fresh;
+        for (second, FreshSecond { order, tail }) in seconds {
+            for id in order {
+                let known = known.remove(&id).expect("an id is ordered when it is known");
+                self.learn(second, id, known);
+            }
             writes.push(Write::Append { key: key::key(second), tail: tail.freeze() });
         }
+        let second = now_ms / 1000;
         for _ in 0..FORGET_SECONDS_MAX {
             let Some(oldest) = self.seconds.first_entry() else { break };
             if *oldest.key() == second || last_try_ms(*oldest.key()) > floor_ms {
@@ -132,10 +140,12 @@ impl Dedupe {
 }
 
 impl Fresh {
-    fn learn(&mut self, id: OperationId, answer: Option<&Answer>) {
-        key::append(&mut self.tail, id, answer);
+    /// `at_ms` is when it was answered, or first tried if that is later.
+    fn learn(&mut self, at_ms: u64, id: OperationId, answer: Option<&Answer>) {
+        let FreshSecond { order, tail } = self.seconds.entry(at_ms / 1000).or_default();
+        key::append(tail, id, answer);
+        order.push(id);
         self.known.insert(id, Known::from_answer(answer));
-        self.order.push(id);
     }
 }
 
@@ -155,7 +165,9 @@ pub(super) fn admit(
         Timely::Late => Some(refused(Refusal::ExpiredOperation)),
         Timely::Early => {
             // It would be in time later: barred, so that the refusal stays true while any gateway still tries.
-            draft.answered.learn(id, None);
+            if first_try_ms <= draft.now_ms().saturating_add(window_ms) {
+                draft.answered.learn(first_try_ms, id, None);
+            }
             Some(refused(Refusal::ExpiredOperation))
         }
     }
@@ -163,7 +175,7 @@ pub(super) fn admit(
 
 /// Keeps an answer.
 pub(super) fn keep(draft: &mut Draft<'_>, id: OperationId, answer: &Answer) {
-    draft.answered.learn(id, Some(answer));
+    draft.answered.learn(draft.now_ms(), id, Some(answer));
 }
 
 /// Answers what an operation was answered, or bars its id.
@@ -180,7 +192,7 @@ pub(super) fn resolve(
             if !matches!(timely(draft, first_try_ms, window_ms), Timely::Yes) {
                 return refused(Refusal::ExpiredOperation);
             }
-            draft.answered.learn(id, None);
+            draft.answered.learn(draft.now_ms(), id, None);
             None
         }
     };

@@ -137,7 +137,10 @@ impl Model {
             return vec![expired];
         }
         if early {
-            self.operations.insert(id.to_vec(), None);
+            // Further ahead it may be tried anew, once it is in time.
+            if *first_try_ms <= self.now + limits.dedupe_window_ms {
+                self.operations.insert(id.to_vec(), None);
+            }
             return vec![expired];
         }
         let answer = match kind.as_ref().unwrap() {

@@ -77,6 +77,45 @@ fn an_operation_first_tried_ahead_of_time_is_refused_for_ever() {
 }
 
 #[test]
+fn what_was_refused_as_ahead_of_time_is_never_done_as_long_as_it_is_in_time() {
+    let mut shard = Shard::new();
+    let app = shard.register(instance(IID, 1));
+    let window_ms = shard.limits.dedupe_window_ms;
+    // Late in a second, so that what lies ahead is in another.
+    shard.now_ms += 900;
+    let (begun, mut ahead) = (shard.now_ms, Vec::new());
+    for by_ms in [1001, 1500, 30_000, 60_000] {
+        let send = shard.tried_now(Kind::Enqueue(message(&app)));
+        ahead.push(Operation { first_try_ms: begun + by_ms, ..send });
+    }
+    let mut now_ms = begun;
+    while now_ms <= begun + 2 * window_ms + 2000 {
+        shard.now_ms = now_ms;
+        // What else is tried lets go of what is older than the window.
+        let other = shard.tried_now(Kind::Unregister(Unregister { device_tag: PHONE, ..Default::default() }));
+        shard.stamped(other, None);
+        for send in &ahead {
+            assert_eq!(refusal(&shard.stamped(send.clone(), None)), Some(Refusal::ExpiredOperation), "{now_ms}");
+        }
+        now_ms += 100;
+    }
+    assert_eq!(shard.mailbox(), []);
+}
+
+#[test]
+fn what_lies_ahead_by_more_than_the_window_is_refused_and_not_remembered() {
+    let mut shard = Shard::new();
+    let app = shard.register(instance(IID, 1));
+    let (known, window_ms) = (shard.state.operations_known(), shard.limits.dedupe_window_ms);
+    for by_ms in [window_ms + 1, u64::MAX - shard.now_ms] {
+        let send = shard.tried_now(Kind::Enqueue(message(&app)));
+        let send = Operation { first_try_ms: shard.now_ms + by_ms, ..send };
+        assert_eq!(refusal(&shard.stamped(send, None)), Some(Refusal::ExpiredOperation));
+    }
+    assert_eq!(shard.state.operations_known(), known);
+}
+
+#[test]
 fn resolve_tells_the_answer_of_what_was_done() {
     let mut shard = Shard::new();
     let app = shard.register(instance(IID, 1));

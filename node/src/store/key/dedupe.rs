@@ -1,6 +1,7 @@
 //! Key family `Dedupe` (0x07): operation ids and what they were answered, one row per second of shard time. Key:
 //! `tag | second u64`, 9 bytes. Value, only ever appended to: records of `operation id 16 | length u16 | answer`, where the
-//! answer is a `queue.Answer`, or nothing (length 0) when the id was barred by a `Resolve`.
+//! answer is a `queue.Answer`, or nothing (length 0) when the id was barred. The second is that of the answer; of an id that was
+//! barred because its first try lay ahead, that of the first try.
 //!
 //! Not a row per operation: ids are known for a minute or two and then go, and a row each would be most of the store's work.
 
