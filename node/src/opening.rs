@@ -75,6 +75,7 @@ async fn open(
         preference: shard.replicas.iter().map(|replica| replica.replica_id).collect(),
         settings: parts.config.raft.clone(),
         decisions: Arc::new(Decided::new(shard.shard, parts.keeper.kept())),
+        time: served.clone(),
     };
     let group = Group::start(config, &parts.log, Box::new(served.machine()), &parts.network).await?;
     if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     log::GroupId,
     parts::Parts,
-    raft::{Group, GroupConfig, Member, Undecided},
+    raft::{Group, GroupConfig, Member, Timeless, Undecided},
     replicas,
 };
 
@@ -119,6 +119,7 @@ impl Membership {
             settings: parts.config.raft.clone(),
             // It decides for others, and nobody for it.
             decisions: Arc::new(Undecided),
+            time: Arc::new(Timeless),
         };
         let group = Group::start(config, &parts.log, Box::new(machine), &parts.network)
             .await

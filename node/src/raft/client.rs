@@ -47,7 +47,12 @@ impl Clients {
         let nothing = VoteRequest::new(Vote::new(0, self.local.replica), None);
         let answer = client.ask_for_vote(nothing, liveness_call::Kind::PreVote, timeout).await.ok()?;
         let (term, last) = (answer.vote?.term, answer.last.as_ref().map(from_log_id));
-        Some(Standing { term, last, is_willing: !answer.unwilling })
+        Some(Standing {
+            term,
+            last,
+            is_willing: !answer.unwilling,
+            time_ms: (answer.time_ms > 0).then_some(answer.time_ms),
+        })
     }
 }
 
@@ -60,6 +65,8 @@ pub(super) struct Standing {
     pub(super) last: Option<LogId>,
     /// Whether it would take leadership.
     pub(super) is_willing: bool,
+    /// The group's own time when it answered, milliseconds since 1970, if it knows.
+    pub(super) time_ms: Option<u64>,
 }
 
 impl RaftNetworkFactory<Types> for Clients {
@@ -110,6 +117,7 @@ impl Client {
             ended: false,
             everywhere: self.local.everywhere(),
             revert_allowed: self.local.revert_allowed(self.target, request.vote.leader_id().term),
+            time_ms: self.local.time.known_ms().unwrap_or(0),
         }
     }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -13,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream::FuturesUnordered};
 use openraft::{
     Instant as _, ReadPolicy, ServerState,
     async_runtime::watch::WatchReceiver,
@@ -22,13 +24,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::Clients,
+    client::{Clients, Standing},
     local::Local,
     machine::{Applier, Machine, Reply},
     network::Network,
     park::{self, Decisions, Parking, Stop},
     settings::RaftSettings,
     storage::Storage,
+    time::GroupTime,
     types::{Command, Raft, Types},
     watcher,
 };
@@ -61,6 +64,8 @@ pub struct GroupConfig {
     pub settings: RaftSettings,
     /// What was decided of single entries.
     pub decisions: Arc<dyn Decisions>,
+    /// The group's own time, if it has one.
+    pub time: Arc<dyn GroupTime>,
 }
 
 /// Who leads, as this replica knows it.
@@ -206,7 +211,7 @@ impl Group {
         machine: Box<dyn Machine>,
         network: &Network,
     ) -> Result<Group, GroupError> {
-        let GroupConfig { group, replica, preference, settings, decisions } = config;
+        let GroupConfig { group, replica, preference, settings, decisions, time } = config;
         let failed = |what: String| GroupError { group, what };
         let log = log.group(group);
         let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
@@ -222,7 +227,7 @@ impl Group {
         if let Some(what) = first.contradiction() {
             return Err(failed(format!("replica {replica} cannot start: {what}")));
         }
-        let local = Arc::new(Local::new(group, replica, preference, log.clone(), !fresh));
+        let local = Arc::new(Local::new(group, replica, preference, log.clone(), time, !fresh));
         let openraft = Arc::new(settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?);
         let clients = || Clients { network: network.clone(), local: local.clone() };
         let raft = match Raft::new(replica, openraft.clone(), clients(), storage, first).await {
@@ -503,6 +508,18 @@ impl Group {
         Some(presence.state_version_of(others)?.min(presence.own_state_version()))
     }
 
+    /// The group's own time as another voter knows it, milliseconds since 1970: the first that answers and knows. `None` when none
+    /// does within the election minimum.
+    pub async fn time_of_others_ms(&self) -> Option<u64> {
+        let mut asked = self.standings();
+        while let Some((_, standing)) = asked.next().await {
+            if let Some(time_ms) = standing.and_then(|standing| standing.time_ms) {
+                return Some(time_ms);
+            }
+        }
+        None
+    }
+
     /// Stops the replica; it can be started again.
     pub async fn shutdown(&self) {
         self.network.deregister(&self.local);
@@ -515,18 +532,25 @@ impl Group {
 
     /// Voters that are caught up and say that they would lead, the best first; and whether any voter that answers would.
     pub(super) async fn successors(&self) -> (Vec<u64>, bool) {
-        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
-        let clients = Clients { network: self.network.clone(), local: self.local.clone() };
-        let asked = membership.voter_ids().filter(|id| *id != self.local.replica).filter_map(|id| {
-            let (clients, member) = (&clients, membership.get_node(&id)?.clone());
-            Some(async move {
-                let standing = clients.standing(id, &member, self.settings.election_min).await?;
-                standing.is_willing.then_some(id)
-            })
-        });
-        let willing: Vec<u64> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        let standings: Vec<_> = self.standings().collect().await;
+        let is_willing = |standing: Option<Standing>| standing.is_some_and(|standing| standing.is_willing);
+        let willing: Vec<u64> =
+            standings.into_iter().filter(|(_, standing)| is_willing(*standing)).map(|(id, _)| id).collect();
         let ready = self.caught_up_voters().into_iter().filter(|id| willing.contains(id)).collect();
         (ready, !willing.is_empty())
+    }
+
+    /// Asks the other voters how they stand, all at once; each with its answer as it comes, `None` for one that does not answer
+    /// within the election minimum.
+    fn standings(&self) -> FuturesUnordered<impl Future<Output = (u64, Option<Standing>)> + use<>> {
+        let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+        let others = membership.voter_ids().filter(|id| *id != self.local.replica);
+        let asked = others.filter_map(|id| {
+            let clients = Clients { network: self.network.clone(), local: self.local.clone() };
+            let (member, within) = (membership.get_node(&id)?.clone(), self.settings.election_min);
+            Some(async move { (id, clients.standing(id, &member, within).await) })
+        });
+        asked.collect()
     }
 
     /// Whether this replica has the leadership, also while it waits and makes no use of it.

@@ -3,14 +3,17 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use openraft::{Instant as _, async_runtime::watch::WatchReceiver, type_config::alias::InstantOf};
 
-use super::types::{LogId, Raft, Types, Vote, log_id, position, vote};
+use super::{
+    time::GroupTime,
+    types::{LogId, Raft, Types, Vote, log_id, position, vote},
+};
 use crate::log::{GroupId, GroupLog};
 
 /// Shared by the group's handle, its clients to peers, and the service that peers call.
@@ -20,6 +23,8 @@ pub(super) struct Local {
     /// Replicas in the order in which they are to lead.
     preference: Vec<u64>,
     pub(super) log: GroupLog,
+    /// The group's own time here.
+    pub(super) time: Arc<dyn GroupTime>,
     /// Set once, when the group runs.
     pub(super) raft: OnceLock<Raft>,
     /// Neither votes nor campaigns: it restarted just now, or dropped a drain and is not caught up.
@@ -58,12 +63,20 @@ impl std::fmt::Debug for Local {
 }
 
 impl Local {
-    pub(super) fn new(group: GroupId, replica: u64, preference: Vec<u64>, log: GroupLog, quiet: bool) -> Local {
+    pub(super) fn new(
+        group: GroupId,
+        replica: u64,
+        preference: Vec<u64>,
+        log: GroupLog,
+        time: Arc<dyn GroupTime>,
+        quiet: bool,
+    ) -> Local {
         Local {
             group,
             replica,
             preference,
             log,
+            time,
             raft: OnceLock::new(),
             quiet: AtomicBool::new(quiet),
             everywhere: AtomicU64::new(0),

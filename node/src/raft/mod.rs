@@ -3,7 +3,8 @@
 //! A [`Group`] is a running replica: proposals in, entries applied to its [`Machine`], leadership told. Its log is the node's
 //! (`storage` over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): `client` asks peers,
 //! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them. `presence` is what
-//! it knows of other nodes, `lost` what followers do when a leader's connections close.
+//! it knows of other nodes, `lost` what followers do when a leader's connections close; `time` is how the replicas of a group
+//! tell each other its time.
 
 mod client;
 mod encode;
@@ -19,6 +20,7 @@ mod presence;
 mod service;
 mod settings;
 mod storage;
+mod time;
 mod types;
 mod watcher;
 
@@ -33,5 +35,6 @@ pub use network::Network;
 pub use park::{Decision, Decisions, Digest, Stop, Undecided, Why};
 pub use service::RaftService;
 pub use settings::RaftSettings;
+pub use time::{GroupTime, Timeless};
 
 pub use crate::log::{GroupId, Index};

@@ -240,6 +240,10 @@ fn admit(local: &Local, call: AppendCall) -> Result<AppendEntriesRequest<Types>,
     let entries = call.entries.into_iter().map(from_entry).collect::<Result<_, _>>().map_err(|e| failed(&e))?;
     let leader_commit = call.committed.as_ref().map(from_log_id);
     local.hear_committed(vote.term, leader_commit);
+    // One that was outvoted may have begun with a wall clock where a newer leader knew better.
+    if call.time_ms > 0 && vote.term >= local.own_vote().leader_id().term {
+        local.time.told(call.time_ms);
+    }
     Ok(AppendEntriesRequest {
         vote: from_vote(&vote),
         prev_log_id: call.previous.as_ref().map(from_log_id),
@@ -287,13 +291,13 @@ async fn vote(
 ) -> liveness_reply::Outcome {
     use liveness_reply::Outcome;
     let Some(candidate) = call.vote else { return Outcome::Failed("vote without a vote".to_owned()) };
-    let unwilling = local.is_unwilling();
+    let (unwilling, time_ms) = (local.is_unwilling(), local.time.known_ms().unwrap_or(0));
     let below = |floor: Floor| candidate.term <= floor.term || call.last.as_ref().map(from_log_id) < floor.last;
     if local.is_quiet() || local.floor().is_some_and(below) {
         // It may have promised a leader its lease, or have lost what it once voted for.
         let vote = Some(to_vote(&local.own_vote()));
         let last = local.last().as_ref().map(to_log_id);
-        return Outcome::Vote(wire::VoteAnswer { vote, granted: false, last, unwilling });
+        return Outcome::Vote(wire::VoteAnswer { vote, granted: false, last, unwilling, time_ms });
     }
     let mut request = VoteRequest::new(from_vote(&candidate), call.last.as_ref().map(from_log_id));
     request.leadership_transfer = call.leadership_transfer
@@ -305,6 +309,7 @@ async fn vote(
             granted: answer.vote_granted,
             last: answer.last_log_id.as_ref().map(to_log_id),
             unwilling,
+            time_ms,
         }),
         Err(e) => Outcome::Failed(e.to_string()),
     }

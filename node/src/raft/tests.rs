@@ -5,7 +5,10 @@ mod parking;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,6 +96,7 @@ struct Node {
     network: Network,
     group: Group,
     seen: Arc<Mutex<Seen>>,
+    time: Arc<Known>,
     serving: JoinSet<()>,
 }
 
@@ -120,10 +124,12 @@ impl Node {
         serving.spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
         let seen = Arc::<Mutex<Seen>>::default();
         let preference = (1..=9).map(|id| id * 10).collect();
-        let config = GroupConfig { group: GROUP, replica: id * 10, preference, settings, decisions };
+        let time = Arc::<Known>::default();
+        let config =
+            GroupConfig { group: GROUP, replica: id * 10, preference, settings, decisions, time: time.clone() };
         let machine = Box::new(Counter(seen.clone()));
         let group = Group::start(config, &log, machine, &network).await.unwrap();
-        Node { id, disk, log, network, group, seen, serving }
+        Node { id, disk, log, network, group, seen, serving, time }
     }
 
     /// As kill -9 leaves it: nothing is flushed, nothing is said.
@@ -645,7 +651,8 @@ async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() 
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk)).unwrap();
         let decisions = cluster.decisions.clone();
-        let config = GroupConfig { group: GROUP, replica: 10, preference: vec![10], settings: settings(), decisions };
+        let (preference, settings, time) = (vec![10], settings(), Arc::new(Timeless));
+        let config = GroupConfig { group: GROUP, replica: 10, preference, settings, decisions, time };
         let network = Network::new(1, cluster.wiring.of(1), Arc::new(SystemClock), 1);
         let started = Group::start(config, &log, Box::new(Counter(seen.clone())), &network).await;
         network.shutdown();
@@ -660,4 +667,39 @@ async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() 
     let error = start(ForgetfulDisk::new()).await.expect_err("it might vote a second time in a term");
     assert!(error.contains("its store ends at index ") && error.contains("wal holds nothing of the group"), "{error}");
     assert_eq!(start(own).await, Ok(()), "beside its own log the same store is started from");
+}
+
+/// The time that one replica knows.
+#[derive(Debug, Default)]
+struct Known(AtomicU64);
+
+impl GroupTime for Known {
+    fn known_ms(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|known| *known > 0)
+    }
+
+    fn told(&self, time_ms: u64) {
+        self.0.fetch_max(time_ms, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_tells_the_groups_time_with_its_heartbeats_and_whoever_knows_it_answers_with_it() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let [one, other] = cluster.others(leader.id)[..] else { panic!() };
+    assert_eq!(leader.group.time_of_others_ms().await, None);
+    // No leader has said so: only who is asked tells it.
+    one.time.told(5_000);
+    assert_eq!(leader.group.time_of_others_ms().await, Some(5_000));
+    leader.time.told(7_000);
+    let told = async {
+        while [one, other].iter().any(|node| node.time.known_ms() != Some(7_000)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    // An idle group: heartbeats did it.
+    assert_eq!(other.group.time_of_others_ms().await, Some(7_000));
+    cluster.stop().await;
 }

@@ -19,6 +19,8 @@ pub trait Consensus: Send + Sync + fmt::Debug + 'static {
     fn read_barrier(&self) -> BoxFuture<'static, Result<(), ReadError>>;
     /// Whether no other replica can lead at this moment.
     fn lease_valid(&self) -> bool;
+    /// Shard time as another replica knows it, if one that answers does; milliseconds since 1970.
+    fn time_of_others_ms(&self) -> BoxFuture<'static, Option<u64>>;
     /// What the wall clocks of the other replicas' nodes say, as far as they were heard lately; milliseconds since 1970.
     fn peer_clocks_ms(&self) -> Vec<u64>;
     /// The highest state version that every replica announces at this moment; `None` while one of them is not heard.
@@ -42,6 +44,11 @@ impl Consensus for Group {
 
     fn lease_valid(&self) -> bool {
         Group::lease_valid(self)
+    }
+
+    fn time_of_others_ms(&self) -> BoxFuture<'static, Option<u64>> {
+        let group = self.clone();
+        Box::pin(async move { group.time_of_others_ms().await })
     }
 
     fn peer_clocks_ms(&self) -> Vec<u64> {

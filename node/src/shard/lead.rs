@@ -111,8 +111,16 @@ impl Lead {
             let now = *leadership.borrow_and_update();
             let term = (now.is_leader && now.first_applied).then_some(now.term);
             if term != leads_in {
-                self.turn(term);
-                leads_in = term;
+                if leads_in.take().is_some() {
+                    self.step_down();
+                }
+                if let Some(term) = term {
+                    tokio::select! {
+                        () = self.take_up(term) => leads_in = Some(term),
+                        changed = leadership.changed() => if changed.is_err() { break } else { continue },
+                        () = end.cancelled() => break,
+                    }
+                }
             } else if leads_in.is_some() {
                 self.look_for_expired();
                 self.look_for_raise();
@@ -127,32 +135,47 @@ impl Lead {
                 () = end.cancelled() => break,
             }
         }
-        self.turn(None);
+        self.step_down();
     }
 
-    fn turn(&self, term: Option<u64>) {
-        match term {
-            Some(term) => {
-                let (now, own_ms) = (self.clock.now(), self.clock.wall_ms());
-                let wall_ms = believed_ms(own_ms, &self.group.peer_clocks_ms());
-                if wall_ms != own_ms {
-                    tracing::warn!(
-                        shard = self.replica.shard.0,
-                        own_ms,
-                        wall_ms,
-                        "this node's wall clock differs by more than a second from the other nodes', which are believed: set it right"
-                    );
-                }
-                self.replica.time().lead(now, wall_ms);
-                self.replica.desk().lead(term);
-                tracing::info!(shard = self.replica.shard.0, term, "leads");
-            }
-            None => {
-                self.replica.time().follow();
-                self.replica.desk().follow();
-                self.give_up();
-            }
+    /// Begins to lead. Safe to cancel: then it does not lead yet.
+    async fn take_up(&self, term: u64) {
+        if !self.replica.time().is_known()
+            && let Some(time_ms) = self.group.time_of_others_ms().await
+        {
+            self.replica.time().told(time_ms, self.clock.now());
         }
+        let is_known = self.replica.time().is_known();
+        let otherwise_ms = if is_known { 0 } else { self.wall_ms() };
+        self.replica.time().lead(self.clock.now(), otherwise_ms);
+        self.replica.desk().lead(term);
+        if !is_known {
+            // Into the log with it: from then on the other replicas know it too, also where nobody sends anything.
+            self.packer().expire();
+            self.wake.notify_one();
+        }
+        tracing::info!(shard = self.replica.shard.0, term, "leads");
+    }
+
+    /// The wall time to begin with where no replica knows the shard's.
+    fn wall_ms(&self) -> u64 {
+        let own_ms = self.clock.wall_ms();
+        let wall_ms = believed_ms(own_ms, &self.group.peer_clocks_ms());
+        if wall_ms != own_ms {
+            tracing::warn!(
+                shard = self.replica.shard.0,
+                own_ms,
+                wall_ms,
+                "this node's wall clock differs by more than a second from the other nodes', which are believed: set it right"
+            );
+        }
+        wall_ms
+    }
+
+    fn step_down(&self) {
+        self.replica.time().follow();
+        self.replica.desk().follow();
+        self.give_up();
     }
 
     fn look_for_expired(&self) {

@@ -26,7 +26,7 @@ use super::time::ShardTime;
 use crate::{
     clock::Clock,
     delivery::{desk::Desk, window::Waiting},
-    raft::{Fault, Index, Machine, MachineError, Reply},
+    raft::{Fault, GroupTime, Index, Machine, MachineError, Reply},
     state::{ApplyError, Effect, MailboxRow, Rows, State, StateError, Write, waiting},
     store::{Mark, ShardStore, key},
 };
@@ -200,7 +200,7 @@ impl Replica {
             (applied, state.time_ms())
         };
         let now: Instant = self.clock.now();
-        self.time().heard(time_ms, now);
+        self.time().applied(time_ms, now);
         self.desk.applied(applied.effects.iter().map(|effect| match effect {
             Effect::Enqueued { device_tag, sequence, row } => Change::Enqueued(*device_tag, *sequence, row),
             Effect::Removed { device_tag, sequence } => Change::Removed(*device_tag, *sequence),
@@ -263,6 +263,18 @@ fn not_applied(at: Index, error: &ApplyError) -> MachineError {
 
 fn not_kept(at: Index, what: String) -> MachineError {
     MachineError { at, what, fault: Fault::Replica }
+}
+
+impl GroupTime for Replica {
+    fn known_ms(&self) -> Option<u64> {
+        let now = self.clock.now();
+        self.time().known_ms(now)
+    }
+
+    fn told(&self, time_ms: u64) {
+        let now = self.clock.now();
+        self.time().told(time_ms, now);
+    }
 }
 
 impl Machine for ShardMachine {

@@ -27,10 +27,10 @@ use tokio::sync::watch;
 
 use super::{Consensus, Directory, Kept, Replica, ShardMachine, ShardSettings, Shards, ShardsConfig, replies::Replies};
 use crate::{
-    clock::{Clock, SystemClock},
+    clock::{Clock, SystemClock, turned::TurnedClock},
     delivery::link::{Half, Link},
     metrics::{self, MarkLabel, Metrics},
-    raft::{Index, Leadership, Machine, ProposeError, ReadError, Reply},
+    raft::{GroupTime as _, Index, Leadership, Machine, ProposeError, ReadError, Reply},
     state::{Rows, RowsError, Write, memory::MemoryRows},
     store::Mark,
 };
@@ -85,6 +85,7 @@ struct Inner {
     /// State version that all replicas announce.
     announced: Mutex<Option<u32>>,
     loses: AtomicBool,
+    others_ms: Mutex<Option<u64>>,
     index: AtomicU64,
     machine: Mutex<ShardMachine>,
     entries: Mutex<Vec<Entry>>,
@@ -116,6 +117,10 @@ impl Consensus for TestGroup {
 
     fn lease_valid(&self) -> bool {
         self.inner.lease.load(Ordering::SeqCst)
+    }
+
+    fn time_of_others_ms(&self) -> BoxFuture<'static, Option<u64>> {
+        Box::pin(std::future::ready(*self.inner.others_ms.lock().unwrap()))
     }
 
     fn peer_clocks_ms(&self) -> Vec<u64> {
@@ -183,6 +188,7 @@ impl Node {
                 lease: AtomicBool::new(true),
                 announced: Mutex::default(),
                 loses: AtomicBool::new(false),
+                others_ms: Mutex::new(Some(clock.wall_ms())),
                 index: AtomicU64::new(0),
                 machine: Mutex::new(replica.machine()),
                 entries: Mutex::default(),
@@ -785,4 +791,29 @@ async fn a_raise_waits_for_the_lease() {
     assert_eq!((node.raises(), node.metrics.proposals.get()), (vec![], 0));
     node.groups[0].lease.store(true, Ordering::SeqCst);
     node.until_raised(&[(0, 2)]).await;
+}
+
+#[tokio::test]
+async fn a_restarted_leader_begins_with_the_time_that_another_replica_knows_whatever_the_clocks_say() {
+    const HOUR_MS: u64 = 3_600_000;
+    let clock = TurnedClock::at_ms(1_700_000_000_000 + HOUR_MS);
+    let node = Node::new(1, ShardSettings::default(), Arc::new(clock));
+    *node.groups[0].others_ms.lock().unwrap() = Some(1_700_000_000_000);
+    node.lead(0, TERM).await;
+    node.send(SHARD, vec![Operation { first_try_ms: 0, ..node.operation(enqueue("one", 60)) }]);
+    assert_eq!(node.replies(1).await[0].shard_time_ms, 1_700_000_000_000);
+    assert_eq!(node.entries(0), [], "it is known already");
+}
+
+#[tokio::test]
+async fn a_restarted_leader_that_nobody_can_tell_the_time_logs_what_it_begins_with() {
+    let clock = TurnedClock::at_ms(1_700_000_000_000);
+    let node = Node::new(1, ShardSettings::default(), Arc::new(clock));
+    *node.groups[0].others_ms.lock().unwrap() = None;
+    node.lead(0, TERM).await;
+    while node.entries(0).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.entries(0)[0].shard_time_ms, 1_700_000_000_000);
+    assert_eq!(node.groups[0].machine.lock().unwrap().0.known_ms(), Some(1_700_000_000_000));
 }

@@ -5,6 +5,9 @@
 //! `MARTLET_FAULT_SEEDS` how many follow it. A seed fixes what is done and in which order; how that falls between the threads of
 //! the nodes it does not, so a failure prints its seed and keeps its history.
 //!
+//! A second play is of clocks alone: they jump, one or all, and nodes restart one after the other while they are wrong, each once
+//! the last is back; what is sent lives half an hour, and some of it waits for a device that comes only at the end.
+//!
 //! No gateway stands between: nobody but the leader's lease keeps a device from hearing a stale leader.
 
 use std::{
@@ -53,6 +56,12 @@ const SENDERS: u64 = 3;
 /// Faults of one seed.
 const FAULTS: usize = 7;
 const HOUR_MS: i64 = 3_600_000;
+/// Jumps of one seed of the second play.
+const JUMPS: usize = 4;
+/// Acked between a restart and the next fault there.
+const RESTED: u64 = 30;
+/// Messages that wait for the device that is away.
+const LEFT_BEHIND_MAX: u64 = 20;
 /// Sends that are acked at least, or the run proves nothing.
 const ACKED_MIN: u64 = 40;
 /// Longest that all is waited for once every fault has ended.
@@ -75,6 +84,8 @@ enum Fault {
     PowerLossEverywhere,
     Jump(usize, i64),
     JumpEverywhere(i64),
+    /// Until all run and what is sent is acked again.
+    Rest,
 }
 
 fn plan(seed: u64) -> Vec<(Fault, Duration)> {
@@ -98,6 +109,30 @@ fn plan(seed: u64) -> Vec<(Fault, Duration)> {
         steps.push((fault, Duration::from_millis(rng.random_range(100..1_200))));
     }
     steps
+}
+
+/// As [`plan`], of clocks that jump and nodes that restart while they are wrong.
+fn jumps(seed: u64) -> Vec<(Fault, Duration)> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut steps = Vec::new();
+    for _ in 0..JUMPS {
+        let node = rng.random_range(1..=NODES);
+        let by_ms = if rng.random_bool(0.5) { HOUR_MS } else { -HOUR_MS };
+        let jump = if rng.random_bool(0.7) { Fault::JumpEverywhere(by_ms) } else { Fault::Jump(node, by_ms) };
+        let node = rng.random_range(1..=NODES);
+        let restart = if rng.random_bool(0.7) { Fault::Kill(node) } else { Fault::PowerLoss(node, None) };
+        let mut pause = || Duration::from_millis(rng.random_range(100..1_200));
+        steps.extend([(jump, pause()), (restart, pause()), (Fault::Rest, pause())]);
+    }
+    steps
+}
+
+/// What is done, and what is sent meanwhile.
+struct Play {
+    steps: Vec<(Fault, Duration)>,
+    ttl_secs: u32,
+    /// Comes only at the end.
+    away: Option<u64>,
 }
 
 /// Three nodes, each on a runtime of its own, so that a crash ends all of its tasks at once.
@@ -180,6 +215,7 @@ impl World {
             Fault::PowerLoss(id, Some(torn)) => self.crash(id, |disk| disk.torn_power_cut(torn)),
             Fault::PowerLossEverywhere => (1..=NODES).for_each(|id| self.crash(id, ForgetfulDisk::power_cut)),
             Fault::Jump(id, by_ms) => self.clocks[id - 1].jump_ms(by_ms),
+            Fault::Rest => {}
             Fault::JumpEverywhere(by_ms) => self.clocks.iter().for_each(|clock| clock.jump_ms(by_ms)),
         }
     }
@@ -196,6 +232,10 @@ struct Clients {
     /// Acked and not yet delivered, by count.
     acked: Arc<AtomicU64>,
     delivered: Arc<std::sync::Mutex<BTreeMap<String, bool>>>,
+    ttl_secs: u32,
+    away: Option<u64>,
+    /// Sent to the device that is away.
+    left_behind: Arc<AtomicU64>,
 }
 
 impl Clients {
@@ -214,6 +254,14 @@ impl Clients {
     /// Ops that were acked and have not arrived.
     fn outstanding(&self) -> usize {
         self.delivered.lock().unwrap().values().filter(|arrived| !**arrived).count()
+    }
+
+    /// Until so many sends were acked, or patience is at its end.
+    fn wait_acked(&self, count: u64) {
+        let begun = RunClock::begin();
+        while self.acked.load(Ordering::SeqCst) < count && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn queue(&self, node: usize) -> QueueClient<Channel> {
@@ -264,11 +312,15 @@ impl Clients {
             let device = 1 + n % DEVICES;
             let op = format!("{sender}-{n}");
             n += 1;
+            if self.away == Some(device) && self.left_behind.fetch_add(1, Ordering::SeqCst) >= LEFT_BEHIND_MAX {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
             self.record(What::SendInvoked {
                 op: op.clone(),
                 token: name(device),
                 tenant: SENDER.into(),
-                ttl: None,
+                ttl: Some(f64::from(self.ttl_secs)),
                 collapse_key: None,
                 priority: None,
                 receipt: None,
@@ -279,7 +331,7 @@ impl Clients {
                 registration_id: registration(device),
                 sender: SENDER.into(),
                 wire_from: SENDER.into(),
-                ttl_secs: 86_400,
+                ttl_secs: self.ttl_secs,
                 payload: op.clone().into_bytes().into(),
                 ..Enqueue::default()
             };
@@ -429,13 +481,21 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn promise_1_promise_2_promise_3_promise_4_faults_from_a_seed_lose_nothing_and_keep_the_order_core() {
     let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 3));
     for seed in first..first + seeds {
-        run(seed);
+        run(seed, Play { steps: plan(seed), ttl_secs: 86_400, away: None });
+    }
+}
+
+#[test]
+fn promise_2_promise_3_promise_4_nodes_that_restart_while_clocks_are_wrong_end_no_time_to_live_core() {
+    let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 2));
+    for seed in first..first + seeds {
+        run(seed, Play { steps: jumps(seed), ttl_secs: 1_800, away: Some(DEVICES) });
     }
 }
 
 #[expect(clippy::print_stdout, reason = "the line that repeats the run")]
-fn run(seed: u64) {
-    let steps = plan(seed);
+fn run(seed: u64, play: Play) {
+    let Play { steps, ttl_secs, away } = play;
     println!("repeat with MARTLET_FAULT_SEED={seed} MARTLET_FAULT_SEEDS=1: {steps:?}");
     let outside = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let history = std::env::temp_dir().join(format!("martlet-faults-{}-{seed}.jsonl", std::process::id()));
@@ -450,6 +510,9 @@ fn run(seed: u64) {
             numbers: Arc::new(AtomicU64::new(1)),
             acked: Arc::default(),
             delivered: Arc::default(),
+            ttl_secs,
+            away,
+            left_behind: Arc::default(),
         }
     });
     let end = CancellationToken::new();
@@ -459,7 +522,9 @@ fn run(seed: u64) {
         assert!(matches!(registered, Some(answer::Kind::Registered(_))), "{registered:?}");
         let (token, tenant) = (name(device), SENDER.into());
         clients.record(What::Register { token, device: name(device), tenant, app: None });
-        tasks.push(outside.spawn(clients.clone().read_all(device, end.clone())));
+        if away != Some(device) {
+            tasks.push(outside.spawn(clients.clone().read_all(device, end.clone())));
+        }
     }
     let senders: Vec<_> = (0..SENDERS).map(|sender| outside.spawn(clients.clone().send_all(sender))).collect();
 
@@ -467,13 +532,14 @@ fn run(seed: u64) {
         world.suffer(fault);
         std::thread::sleep(pause);
         (1..=NODES).for_each(|id| world.start(id));
+        if matches!(fault, Fault::Rest) {
+            clients.wait_acked(clients.acked.load(Ordering::SeqCst) + RESTED);
+        }
     }
     world.heal_all();
     // A plan may leave no quorum for most of it: what is sent afterwards shows that the nodes go on.
-    let healed = RunClock::begin();
-    while clients.acked.load(Ordering::SeqCst) < ACKED_MIN && healed.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    clients.wait_acked(ACKED_MIN);
+    tasks.extend(away.map(|device| outside.spawn(clients.clone().read_all(device, end.clone()))));
     clients.stop.store(true, Ordering::SeqCst);
     outside.block_on(async {
         for sender in senders {

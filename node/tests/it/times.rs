@@ -136,3 +136,37 @@ async fn promise_4_a_node_that_restarts_with_a_wrong_clock_and_leads_takes_its_s
         nodes.stop_all().await;
     }
 }
+
+/// Ends the first of the list and has it lead again; nobody sends anything meanwhile.
+async fn restart_first(nodes: &mut Nodes, first: usize, clocks: &[TurnedClock; 3], disks: &[ForgetfulDisk; 3]) {
+    nodes.stop(first).await;
+    start(nodes, first, clocks, disks).await;
+    nodes.ready(first).await;
+    until("the first of the list leads again", async || leader_seen_by(nodes, 1 + first % 3).await == first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_2_promise_4_with_every_clock_wrong_a_restarted_leader_of_an_idle_shard_ends_no_time_to_live_core() {
+    let clocks = clocks();
+    let disks = std::array::from_fn(|_| ForgetfulDisk::new());
+    let mut nodes = timed(&clocks, &disks).await;
+    ask(&nodes, &[1, 2, 3], 1, register()).await;
+    let first = usize::try_from(nodes.state(1).await.shards[0].replicas[0].node_id).unwrap();
+    until("the first of the list leads", async || leader_seen_by(&nodes, 1).await == first).await;
+    assert!(is_accepted(&ask(&nodes, &[1, 2, 3], 2, enqueue_for(b"short", 1_800)).await));
+    clocks.iter().for_each(|clock| clock.jump_ms(HOUR_MS));
+    restart_first(&mut nodes, first, &clocks, &disks).await;
+    // All of them in turn: no clock of a wall is ever asked while one of them has run on.
+    for id in 1..=3 {
+        nodes.stop(id).await;
+        start(&mut nodes, id, &clocks, &disks).await;
+        nodes.ready(id).await;
+        until("the first of the list leads again", async || leader_seen_by(&nodes, 1).await == first).await;
+    }
+    let mut device = Device::attach_anywhere(&nodes, &[1, 2, 3]).await;
+    let short = tokio::time::timeout(Duration::from_secs(20), device.delivery()).await.expect("it ended early");
+    assert_eq!(short.message.unwrap().payload, &b"short"[..]);
+    assert!(short.remaining_ms > 1_700_000, "{} ms are left of 1,800 s", short.remaining_ms);
+    device.ack(short.sequence).await;
+    nodes.stop_all().await;
+}
