@@ -66,6 +66,8 @@ pub enum Limit {
     BodyBytesTotal,
     /// `http.header_timeout` or `http.body_timeout`.
     Slow,
+    /// An HTTP/2 client took back far more requests than it let be answered: its connection ends.
+    Resets,
     /// `admit.checkins_…`: 503.
     Checkins,
     /// `admit.registrations_…`: 503.
@@ -114,6 +116,8 @@ pub struct RetryLabel {
 pub struct Metrics {
     /// HTTP connections that are open.
     pub http_connections: Gauge,
+    /// Those of them that speak HTTP/2.
+    pub http2_connections: Gauge,
     /// HTTP requests answered.
     pub requests: Family<RequestLabel, Counter>,
     /// From the head of a request to its answer, seconds.
@@ -144,6 +148,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             http_connections: Gauge::default(),
+            http2_connections: Gauge::default(),
             requests: Family::default(),
             request_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
             targets: Family::default(),
@@ -165,6 +170,7 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("martlet_gateway");
         r.register("http_connections", "HTTP connections that are open", self.http_connections.clone());
+        r.register("http2_connections", "HTTP connections that speak HTTP/2", self.http2_connections.clone());
         r.register("http_requests", "HTTP requests answered", self.requests.clone());
         r.register_with_unit(
             "http_request",

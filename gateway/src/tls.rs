@@ -1,12 +1,14 @@
 //! Certificates of the public listeners.
 //!
 //! Owns reading them and the TLS settings: ring, TLS 1.2 and 1.3, one certificate whatever name the client asks for, because
-//! many device clients send none. HTTP offers `http/1.1` by ALPN; MCS has no ALPN.
+//! many device clients send none. HTTP offers `h2` and `http/1.1` by ALPN; MCS has no ALPN.
 
 use std::{path::Path, sync::Arc};
 
 use rustls::{ServerConfig, server::NoServerSessionStorage};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use crate::http::http2;
 
 /// Why the certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +57,7 @@ impl ServerTls {
         // which a resumed one has as well.
         mcs.send_tls13_tickets = 0;
         mcs.session_storage = Arc::new(NoServerSessionStorage {});
-        http.alpn_protocols = vec![b"http/1.1".to_vec()];
+        http.alpn_protocols = vec![http2::ALPN.to_vec(), b"http/1.1".to_vec()];
         Ok(Self { http: Arc::new(http), mcs: Arc::new(mcs) })
     }
 }
@@ -72,7 +74,7 @@ mod tests {
         std::fs::write(&cert, made.cert.pem()).unwrap();
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         let tls = ServerTls::read(&cert, &key).unwrap();
-        assert_eq!(tls.http.alpn_protocols, [b"http/1.1"]);
+        assert_eq!(tls.http.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
         assert!(tls.mcs.alpn_protocols.is_empty());
         assert!(ServerTls::read(&cert, &cert).unwrap_err().to_string().contains("cert.pem"));
         let absent = folder.path().join("absent.pem");

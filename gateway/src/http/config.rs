@@ -26,6 +26,9 @@ pub struct HttpConfig {
     pub headers_max: usize,
     /// Bytes of a request's head at most.
     pub header_bytes_max: usize,
+    /// Requests that are open at once on one HTTP/2 connection; more are refused, and clients send those again. Fewer slow down app
+    /// servers that send everything over one connection, more let one client take more of everything.
+    pub http2_streams_max: u32,
     /// Bytes of all bodies that are held at once; beyond it requests are answered 503. A quarter is for devices, whom anybody
     /// can play, the rest for app servers with a key.
     pub body_bytes_total: usize,
@@ -42,6 +45,7 @@ impl Default for HttpConfig {
             body_timeout: Duration::from_secs(30),
             headers_max: 100,
             header_bytes_max: 32 << 10,
+            http2_streams_max: 100,
             body_bytes_total: 256 << 20,
             retry_after_secs: 5,
         }
@@ -65,6 +69,9 @@ impl HttpConfig {
         }
         if self.header_bytes_max < 8 << 10 {
             return wrong("http.header_bytes_max", "must be 8192 or more");
+        }
+        if self.http2_streams_max == 0 {
+            return wrong("http.http2_streams_max", "must be 1 or more");
         }
         if self.body_bytes_of_senders() < martlet_proto::limits::BODY_MAX_BYTES {
             return wrong("http.body_bytes_total", "three quarters of it must hold one body of 4 MiB");

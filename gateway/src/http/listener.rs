@@ -3,7 +3,8 @@
 //! Past `http.connections_max` one client of each address waits for a slot, the others in the kernel's backlog. The slot comes
 //! after the accept: an address that nobody calls must not hold one, or the last slot would belong to one address for good.
 //! Every connection is a task of the tracker in [`serve`], which returns when the last of them has ended. On drain a connection
-//! finishes the request it is in, says `Connection: close`, and takes no other; a handshake under way is given up.
+//! finishes the request it is in, says `Connection: close`, and takes no other; a handshake under way is given up. Over TLS the client
+//! chooses HTTP/1.1 or HTTP/2 (`http2`) by ALPN; one that names no protocol speaks HTTP/1.1.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Http;
+use super::{Http, http2};
 use crate::metrics::Limit;
 
 /// After a failed accept: descriptors become free as connections end.
@@ -43,6 +44,7 @@ pub(crate) async fn serve(
                     let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
                     let _ = socket.set_nodelay(true);
                     let (http, acceptor, drain) = (Arc::clone(&http), acceptor.clone(), drain.child_token());
+                    let tasks = open.clone();
                     open.spawn(async move {
                         http.metrics.http_connections.inc();
                         match acceptor {
@@ -55,6 +57,11 @@ pub(crate) async fn serve(
                                     () = drain.cancelled() => None,
                                 };
                                 match shaken {
+                                    Some(Ok(Ok(stream))) if stream.get_ref().1.alpn_protocol() == Some(http2::ALPN) => {
+                                        http.metrics.http2_connections.inc();
+                                        Box::pin(http2::serve(&http, stream, peer, tasks, drain)).await;
+                                        http.metrics.http2_connections.dec();
+                                    }
                                     Some(Ok(Ok(stream))) => connection(&http, stream, peer, drain).await,
                                     // Scanners and clients that do not trust us: not our trouble.
                                     Some(Ok(Err(error))) => tracing::debug!(%peer, %error, "a TLS handshake failed"),

@@ -6,16 +6,18 @@
 //! | file | what |
 //! | --- | --- |
 //! | `config` | bounds |
-//! | `listener` | accept, TLS, drain |
+//! | `listener` | accept, TLS, drain; HTTP/1.1 connections |
+//! | `http2` | HTTP/2 connections |
 //! | `body` | bodies within bounds |
 //! | `answer` | the rules every answer keeps |
 //! | `send` | `/gcm/send`, `/fcm/send`: what became of the targets -> status and body |
 //!
-//! Not built: HTTP/2, topics, groups, the Instance ID API (404, or 400 where a send names them).
+//! Not built: topics, groups, the Instance ID API (404, or 400 where a send names them).
 
 mod answer;
 mod body;
 mod config;
+pub(crate) mod http2;
 mod listener;
 mod send;
 

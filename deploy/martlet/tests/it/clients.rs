@@ -69,7 +69,7 @@ fn npm(library: &str) -> PathBuf {
     })
 }
 
-fn pip(library: &str) -> PathBuf {
+pub(crate) fn pip(library: &str) -> PathBuf {
     install(library, |dir| {
         must(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(dir));
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
@@ -92,7 +92,7 @@ fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
 }
 
 /// Runs a script to its end; its last line, as JSON.
-fn last_line(command: &mut Command) -> Value {
+pub(crate) fn last_line(command: &mut Command) -> Value {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
@@ -100,13 +100,13 @@ fn last_line(command: &mut Command) -> Value {
 }
 
 /// A script that goes on; it is killed when dropped.
-struct Script {
+pub(crate) struct Script {
     child: Child,
     lines: mpsc::Receiver<Value>,
 }
 
 impl Script {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout: ChildStdout = child.stdout.take().unwrap();
         let (sender, lines) = mpsc::sync_channel(1_000);
@@ -124,7 +124,7 @@ impl Script {
     }
 
     /// The next line that has `key`.
-    fn next(&self, key: &str) -> Value {
+    pub(crate) fn next(&self, key: &str) -> Value {
         loop {
             let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no {key}: {error}"));
             if !line[key].is_null() {

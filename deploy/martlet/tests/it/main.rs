@@ -22,5 +22,6 @@ mod faults;
 mod group_commit;
 mod hostile;
 mod http;
+mod http2;
 mod mcs;
 mod quickstart;
