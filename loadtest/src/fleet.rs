@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -328,22 +329,27 @@ impl Task {
     ) {
         let mut ack_at: Option<Instant> = None;
         let mut acked_len = 0;
+        // What waits from message to message is made once: that costs more than the message.
+        let mut stopped = pin!(stop.cancelled());
+        let mut unwanted = pin!(until(wanted, false));
+        let mut alarm = pin!(tokio::time::sleep_until(Instant::now() + CONFIRM_DELAY));
         loop {
-            let deadline = async {
-                match ack_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            // One that is early looks again.
+            if let Some(at) = ack_at.filter(|at| *at < alarm.deadline() || alarm.is_elapsed()) {
+                alarm.as_mut().reset(at);
+            }
             let next = tokio::select! {
-                () = stop.cancelled() => {
+                () = &mut stopped => {
                     // A connection that is gone already ends the same.
                     drop(connection.close().await);
                     return;
                 }
-                () = until(wanted, false) => return,
+                () = &mut unwanted => return,
                 next = connection.next() => next,
-                () = deadline => {
+                () = &mut alarm, if ack_at.is_some() => {
+                    if ack_at.is_some_and(|at| at > Instant::now()) {
+                        continue;
+                    }
                     let sent = if connection.owes_ack() { connection.stream_ack().await } else { connection.ping().await };
                     acked_len = self.unacked.len();
                     ack_at = (!self.unacked.is_empty()).then(|| Instant::now() + CONFIRM_DELAY);
