@@ -9,11 +9,16 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use martlet_proto::cluster::admin::{NodeStatus, StatusRequest, admin_client::AdminClient};
 
 use crate::{app_server::Project, clock::RunClock, machine, process::Process};
+
+/// Patience for one node to say what it holds.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How a local cluster is laid out.
 #[derive(Debug, Clone)]
@@ -150,6 +155,17 @@ impl Cluster {
         let nodes = self.grpc().join(",");
         let all: Vec<&str> = ["admin", "--node", &nodes].into_iter().chain(arguments.iter().copied()).collect();
         run(&self.layout, &all)
+    }
+
+    /// What node `at` (from 0) says of itself; nothing when it does not answer.
+    pub async fn status(&self, at: usize) -> Option<NodeStatus> {
+        let address = format!("http://127.0.0.1:{}", self.grpc[at]);
+        let asked = async {
+            let mut client = AdminClient::connect(address).await.ok()?;
+            let reply = client.status(StatusRequest { cluster_wide: false }).await.ok()?;
+            reply.into_inner().nodes.into_iter().next()
+        };
+        tokio::time::timeout(STATUS_TIMEOUT, asked).await.ok().flatten()
     }
 
     /// Base address of HTTP.

@@ -39,6 +39,8 @@ enum Scenario {
     Idle(Options),
     /// All devices log in at once, first with nothing stored, then with one message each: CPU of a login and of a drain.
     Storm(Options),
+    /// Messages for devices that are away; then a node is started again, after SIGTERM and after SIGKILL: how long until it serves.
+    Restart(Options),
 }
 
 #[derive(Debug, Args)]
@@ -65,7 +67,7 @@ struct Options {
     /// Size of a message's body, bytes.
     #[arg(long, default_value_t = 1_024)]
     payload: usize,
-    /// Messages for each device of `offline-drain`.
+    /// Messages for each device of `offline-drain` and `restart`.
     #[arg(long, default_value_t = 4)]
     per_device: usize,
     /// Print one last line of JSON with stable keys instead of the table.
@@ -116,6 +118,7 @@ async fn run(cli: Cli) -> Result<bool> {
         }
         Scenario::Idle(options) => (Kind::Idle, options),
         Scenario::Storm(options) => (Kind::Storm, options),
+        Scenario::Restart(options) => (Kind::Restart, options),
     };
     raise_descriptor_limit();
     let registered = options.registered.unwrap_or(options.devices);

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     ledger::Verdict,
-    scenario::{IdleFigures, StormFigures},
+    scenario::{IdleFigures, RestartFigures, StormFigures},
 };
 
 /// Violations that are shown; the rest is counted.
@@ -76,6 +76,9 @@ pub struct Report {
     /// Of `storm` only; its keys stand beside the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub storm: Option<StormFigures>,
+    /// Of `restart` only; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartFigures>,
     /// Rules of the ledger that were broken.
     pub violations: Vec<String>,
     /// Cores and processor.
@@ -141,6 +144,7 @@ impl Report {
             ("verdict", self.verdict.to_owned()),
         ];
         let own = self.idle.iter().flat_map(IdleFigures::rows).chain(self.storm.iter().flat_map(StormFigures::rows));
+        let own = own.chain(self.restart.iter().flat_map(RestartFigures::rows));
         let (head, tail) = rows.split_at(1);
         for (name, value) in head.iter().cloned().chain(own).chain(tail.iter().cloned()) {
             table.add_row([name.to_owned(), value]);

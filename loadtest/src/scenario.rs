@@ -2,9 +2,11 @@
 //!
 //! A run registers its devices, brings them on line, sends, waits until everything acked has arrived, and hands the history to
 //! the ledger. Owns the phases and the measured window; sends fewer than the limit of waiting messages to any device, so that the
-//! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections, have their files.
+//! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections, and
+//! `restart`, which measures a node that comes back, have their files.
 
 mod idle;
+mod restart;
 mod storm;
 
 use std::{
@@ -20,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-pub use self::{idle::IdleFigures, storm::StormFigures};
+pub use self::{idle::IdleFigures, restart::RestartFigures, storm::StormFigures};
 use crate::{
     app_server::{AppServer, Project, Sent, Target},
     clock::RunClock,
@@ -67,6 +69,8 @@ pub enum Kind {
     Idle,
     /// All devices log in again, first without and then with a message that waits.
     Storm,
+    /// Messages for devices that are away; then a node is started again.
+    Restart,
 }
 
 impl Kind {
@@ -77,6 +81,7 @@ impl Kind {
             Self::OfflineDrain => "offline-drain",
             Self::Idle => "idle",
             Self::Storm => "storm",
+            Self::Restart => "restart",
         }
     }
 }
@@ -100,7 +105,7 @@ pub struct Plan {
     pub recipients: usize,
     /// Size of the body, bytes.
     pub payload_bytes: usize,
-    /// Messages for each device of `offline-drain`.
+    /// Messages for each device of `offline-drain` and `restart`.
     pub per_device: usize,
     /// Where the history is written.
     pub history: Option<PathBuf>,
@@ -144,7 +149,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
     let fdatasync_per_s = machine::fdatasync_per_sec(&plan.disk, Duration::from_secs(1))?;
     let empty = match plan.kind {
         Kind::Idle => Some(idle::empty(plan, broker, quiet).await?),
-        Kind::Steady | Kind::OfflineDrain | Kind::Storm => None,
+        Kind::Steady | Kind::OfflineDrain | Kind::Storm | Kind::Restart => None,
     };
     let bar = progress(quiet, "registering", plan.registered);
     let fleet = Fleet::register(around, plan.registered, |done| bar.inc(done)).await?;
@@ -167,6 +172,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
             run = back;
             report
         }
+        Kind::Restart => run.restart().await?,
     };
     report.fdatasync_per_s = fdatasync_per_s;
     run.recorder.record(run.clock.secs(), What::End {});
@@ -181,7 +187,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
 
 struct Run<'a> {
     plan: &'a Plan,
-    broker: &'a Broker,
+    broker: &'a mut Broker,
     clock: RunClock,
     recorder: Arc<Recorder>,
     fleet: Fleet,
@@ -396,6 +402,7 @@ impl Run<'_> {
             server_rss_bytes,
             idle: None,
             storm: None,
+            restart: None,
             violations: Vec::new(),
             machine: machine::name(),
         }

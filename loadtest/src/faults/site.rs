@@ -10,16 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use martlet_proto::cluster::admin::{NodeStatus, StatusRequest, admin_client::AdminClient};
+use martlet_proto::cluster::admin::NodeStatus;
 
 use super::{interposer::Control, volume::Volume};
 use crate::{
     clock::RunClock,
     cluster::{Cluster, Member},
 };
-
-/// Patience for one node to say what it holds.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Patience for a leader to be known.
 const LEADER_PATIENCE: Duration = Duration::from_secs(20);
@@ -86,15 +83,8 @@ impl Site {
     /// What each node says of itself; one that does not answer is absent.
     pub(super) async fn status(&self) -> Vec<(usize, NodeStatus)> {
         let mut all = Vec::new();
-        for (at, address) in self.cluster.grpc().into_iter().enumerate() {
-            let asked = async {
-                let mut client = AdminClient::connect(format!("http://{address}")).await.ok()?;
-                let reply = client.status(StatusRequest { cluster_wide: false }).await.ok()?;
-                reply.into_inner().nodes.into_iter().next()
-            };
-            if let Ok(Some(status)) = tokio::time::timeout(STATUS_TIMEOUT, asked).await {
-                all.push((at, status));
-            }
+        for at in 0..self.cluster.nodes() {
+            all.extend(self.cluster.status(at).await.map(|status| (at, status)));
         }
         all
     }
