@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -15,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use martlet_proto::cluster::admin::{NodeStatus, StatusRequest, admin_client::AdminClient};
 
-use crate::{app_server::Project, clock::RunClock, machine, process::Process};
+use crate::{app_server::Project, clock::RunClock, machine, ports, process::Process};
 
 /// Patience for one node to say what it holds.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -90,7 +89,7 @@ impl Cluster {
         let secret = layout.dir.join("secret");
         let seed = crate::app_server::digest(&format!("{}{}", RunClock::wall_micros(), std::process::id()));
         fs::write(&secret, format!("{seed}\n"))?;
-        let ports = free_ports(2 * layout.nodes + 4)?;
+        let ports = ports::free(2 * layout.nodes + 4)?;
         let (grpc, rest) = ports.split_at(layout.nodes);
         let (node_admin, rest) = rest.split_at(layout.nodes);
         let &[http, https, mcs, gateway_admin] = rest else { bail!("ports were counted wrong") };
@@ -363,12 +362,6 @@ fn run(layout: &Layout, arguments: &[&str]) -> Result<String> {
         bail!("martlet {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Ports that were free a moment ago, all different.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 pub(crate) fn path(path: &Path) -> Result<&str> {

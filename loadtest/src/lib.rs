@@ -15,6 +15,7 @@ pub mod http;
 pub mod ledger;
 pub mod machine;
 pub mod pace;
+pub mod ports;
 pub mod process;
 pub mod report;
 pub mod scenario;

@@ -4,13 +4,16 @@
 //! meta state gives them. At the end: hand leadership over, stop accepting, end the streams, stop the groups, last checkpoint, end
 //! mark of the log, lock. Decides nothing about messages.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use martlet_proto::{
     cluster::{admin::admin_server::AdminServer, meta::meta_server::MetaServer, queue::queue_server::QueueServer},
     seal::SecretFileError,
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{
     Server,
@@ -61,6 +64,10 @@ const REQUEST_MAX: usize = 16 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 /// Longest a part that was told to stop is waited for.
 const STOP_MAX: Duration = Duration::from_secs(5);
+/// Longest that the last checkpoint is waited for.
+const CHECKPOINT_MAX: Duration = Duration::from_secs(10);
+/// After this long a step of the way down is said to take long, and again after as much.
+const STEP_LONG: Duration = Duration::from_secs(2);
 /// Between two samples of the gauges.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -308,15 +315,15 @@ impl Node {
         };
         draining.cancel();
         let leave = async {
-            step_down(&parts).await;
+            step("handing leadership over", Duration::MAX, step_down(&parts)).await;
             parts.shards.drain();
             // While the groups still run: what is proposed is answered.
-            parts.shards.shutdown().await;
+            step("ending the streams of gateways", Duration::MAX, parts.shards.shutdown()).await;
             streams_end.cancel();
             streams.close();
-            streams.wait().await;
+            step("ending the watches", STOP_MAX, streams.wait()).await;
         };
-        if timeout(parts.config.node.drain_max, leave).await.is_err() {
+        if !step("leaving the cluster's service", parts.config.node.drain_max, leave).await {
             tracing::warn!("the drain took longer than node.drain_max; what is left is cut off");
             streams_end.cancel();
         }
@@ -326,9 +333,29 @@ impl Node {
             server.abort();
         }
         groups_end.cancel();
-        end(&parts, &tasks).await;
-        drop(dir);
+        end(&parts, &tasks, dir).await;
         served
+    }
+}
+
+/// One step of the way down, waited for at most `bound`; whether it ended by then. One that takes long is named in the log, so
+/// that a node that does not end says what it waits for.
+async fn step(what: &'static str, bound: Duration, ending: impl Future<Output = ()>) -> bool {
+    let mut ending = std::pin::pin!(ending);
+    let (told, mut waited) = (tokio::time::sleep(STEP_LONG.min(bound)), Duration::ZERO);
+    let mut told = std::pin::pin!(told);
+    loop {
+        tokio::select! {
+            biased;
+            () = ending.as_mut() => return true,
+            () = told.as_mut() => waited += STEP_LONG.min(bound - waited),
+        }
+        if waited >= bound {
+            tracing::warn!(what, ?bound, "is not waited for any longer: the node ends without it");
+            return false;
+        }
+        tracing::info!(what, ?waited, "takes long");
+        told.as_mut().reset(Instant::now() + STEP_LONG.min(bound - waited));
     }
 }
 
@@ -397,19 +424,23 @@ async fn stop_groups(parts: &Parts) {
     });
     futures::future::join_all(stopping).await;
     parts.network.shutdown();
-    if timeout(STOP_MAX, parts.network.ended()).await.is_err() {
-        tracing::warn!("not every link to a peer ended in time");
-    }
+    step("ending the links to peers", STOP_MAX, parts.network.ended()).await;
 }
 
-/// The rest of the way down, once nothing is proposed or applied any more.
-async fn end(parts: &Arc<Parts>, tasks: &TaskTracker) {
+/// The rest of the way down, once nothing is proposed or applied any more. The directory is let go of when nothing writes to it.
+async fn end(parts: &Arc<Parts>, tasks: &TaskTracker, dir: DataDir) {
     tasks.close();
-    if timeout(STOP_MAX, tasks.wait()).await.is_err() {
-        tracing::warn!("not every task of the node ended in time");
-    }
-    // Shortens the next start; what it does not move, the log holds.
-    let _ = checkpoints::cycle(parts, Which::All).await;
+    step("ending the tasks of the node", STOP_MAX, tasks.wait()).await;
+    // Shortens the next start; what it does not move, the log holds. One that the disk holds up is not waited for: the next start
+    // ends it or drops it, as after a crash.
+    let (last, moving) = (TaskTracker::new(), Arc::clone(parts));
+    last.spawn(async move {
+        // What failed is logged.
+        let _ = checkpoints::cycle(&moving, Which::All).await;
+        drop(dir);
+    });
+    last.close();
+    step("the last checkpoint", CHECKPOINT_MAX, last.wait()).await;
     // On a disk without any room its mark is not waited for without end.
     match timeout(STOP_MAX, parts.log.close()).await {
         Ok(Ok(())) => {}

@@ -80,6 +80,8 @@ pub(crate) struct Lead {
     /// Deliveries wait for the lease.
     pub(super) stalled: Notify,
     pub(super) reads: ReadChecks,
+    /// What is proposed is not waited for any longer: this replica ends.
+    pub(super) outcomes_given_up: CancellationToken,
 }
 
 impl fmt::Debug for Lead {

@@ -3,7 +3,7 @@
 //! Owns what is definite. A batch that is refused or redirected was not proposed; once it is, its outcome is its answers or
 //! `Unknown`. The invariant: every batch taken is answered exactly once, and every acknowledgement too.
 
-use std::{collections::BTreeMap, sync::Arc, task::Poll};
+use std::{collections::BTreeMap, sync::Arc, task::Poll, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use martlet_proto::{
@@ -19,7 +19,7 @@ use martlet_proto::{
 };
 use prometheus_client::metrics::gauge::Gauge;
 use prost::Message as _;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,6 +32,9 @@ use crate::{
     metrics::{AnswerKind, AnswerLabel, Mark, MarkLabel, RefusalLabel, RefusalReason},
     raft::{ProposeError, Reply},
 };
+
+/// Longest that the outcomes of what is proposed are waited for at the end: without a quorum they never come.
+const OUTCOMES_MAX: Duration = Duration::from_secs(5);
 
 /// A batch that waits for its answers.
 #[derive(Debug)]
@@ -240,9 +243,20 @@ impl Lead {
             }
         }
         self.give_up();
-        // Proposed already: their outcome is told if it comes; the group ends before this replica does.
-        while let Some(landed) = flights.next().await {
-            self.landed(landed);
+        // Proposed already: their outcome is told if it comes in time.
+        let rest = async {
+            while let Some(landed) = flights.next().await {
+                self.landed(landed);
+            }
+        };
+        let told_in_time = timeout(OUTCOMES_MAX, rest).await.is_ok();
+        if !told_in_time {
+            let (shard, proposals) = (self.replica.shard.0, flights.len());
+            tracing::warn!(shard, proposals, "what became of proposals is not waited for any longer: no quorum");
+            self.outcomes_given_up.cancel();
+            while let Some(landed) = flights.next().await {
+                self.landed(landed);
+            }
         }
     }
 
@@ -298,7 +312,14 @@ impl Lead {
         let entry = Entry { shard_time_ms: now_ms, commands };
         self.metrics.proposals.inc();
         let unanswered = (!landing.is_empty()).then(|| Unanswered::new(&self.metrics.proposals_unanswered));
-        let proposal = self.group.propose(entry.encode_to_vec().into());
+        let (proposal, given_up) = (self.group.propose(entry.encode_to_vec().into()), self.outcomes_given_up.clone());
+        let proposal = async move {
+            tokio::select! {
+                biased;
+                outcome = proposal => outcome,
+                () = given_up.cancelled() => Err(ProposeError::Unknown),
+            }
+        };
         let landed =
             move |outcome| Landed { bytes, raised, acks: tickets, batches: landing, outcome, _unanswered: unanswered };
         Some(proposal.map(landed).boxed())

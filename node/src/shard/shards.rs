@@ -135,6 +135,7 @@ impl Shards {
             wake: Notify::new(),
             stalled: Notify::new(),
             reads: ReadChecks::default(),
+            outcomes_given_up: CancellationToken::new(),
         });
         let end = self.ended.child_token();
         self.tracker.spawn(Arc::clone(&lead).lead(end.clone()));
@@ -159,7 +160,8 @@ impl Shards {
         self.draining.cancel();
     }
 
-    /// Ends all streams and tasks. The groups must still run, so that what is proposed is answered.
+    /// Ends all streams and tasks. The groups must still run, so that what is proposed is answered; what has no outcome within
+    /// seconds is answered as unknown.
     pub async fn shutdown(&self) {
         self.drain();
         self.ended.cancel();

@@ -817,3 +817,17 @@ async fn a_restarted_leader_that_nobody_can_tell_the_time_logs_what_it_begins_wi
     assert_eq!(node.entries(0)[0].shard_time_ms, 1_700_000_000_000);
     assert_eq!(node.groups[0].machine.lock().unwrap().0.known_ms(), Some(1_700_000_000_000));
 }
+
+#[tokio::test]
+async fn a_shutdown_without_a_quorum_answers_what_is_proposed_as_unknown_and_ends() {
+    let node = Node::leading(1).await;
+    node.register(SHARD).await;
+    node.groups[0].gate.send_replace(false);
+    node.send(SHARD, vec![node.operation(enqueue("one", 60))]);
+    while node.metrics.proposals_unanswered.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::timeout(Duration::from_secs(60), node.shards.shutdown()).await.unwrap();
+    let outcome = node.replies(1).await.remove(0).outcome.unwrap();
+    assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+}

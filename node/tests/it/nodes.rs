@@ -2,11 +2,12 @@
 
 use std::{
     future::Future,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use martlet_loadtest::ports::free;
 use martlet_node::{Config, Node, NodeError, Started, Surroundings};
 use martlet_proto::{
     cluster::{
@@ -44,9 +45,7 @@ impl Nodes {
     pub(crate) fn new(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), secret().to_file_text()).unwrap();
-        // Held all at once, so that they differ; free again for the nodes.
-        let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses = held.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let addresses = free(count).unwrap().into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
         Self { dir, addresses, running: (0..count).map(|_| None).collect() }
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
@@ -10,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use martlet_loadtest::ports;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -45,17 +45,15 @@ impl Broker {
     pub(crate) fn start_with(further: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let data = dir.path().join("data");
-        let listeners: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports = ["--http", "--https", "--mcs", "--admin", "--grpc"].into_iter().zip(&listeners);
+        let ports = ["--http", "--https", "--mcs", "--admin", "--grpc"].into_iter().zip(ports::free(5).unwrap());
         let mut arguments = vec!["standalone".to_owned(), "--data".to_owned(), data.to_str().unwrap().to_owned()];
-        for (flag, listener) in ports {
-            arguments.extend([flag.to_owned(), listener.local_addr().unwrap().to_string()]);
+        for (flag, port) in ports {
+            arguments.extend([flag.to_owned(), format!("127.0.0.1:{port}")]);
         }
         for (sender_id, key) in [ONE, TWO] {
             arguments.extend(["--project".to_owned(), format!("{sender_id}={key}")]);
         }
         arguments.extend(further.iter().map(ToString::to_string));
-        drop(listeners);
         let mut broker = Self { child: None, dir, arguments, connection: Value::Null };
         broker.restart();
         broker
