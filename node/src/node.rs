@@ -401,7 +401,7 @@ async fn step_down(parts: &Parts) {
     let within = parts.config.raft.election_max * 4;
     let handed = futures::future::join_all(replicas.iter().map(|replica| async move {
         let how = match replica.group.hand_over(within).await {
-            HandedOver::NotLeading => return,
+            HandedOver::NotLeading | HandedOver::Alone => return,
             HandedOver::Moved => HandoverKind::Moved,
             HandedOver::NobodyWilling => HandoverKind::NobodyWilling,
             HandedOver::Late => HandoverKind::Late,

@@ -133,6 +133,8 @@ pub enum ReadError {
 pub enum HandedOver {
     /// There was nothing to hand over.
     NotLeading,
+    /// It is the only voter: there is nobody to hand it to.
+    Alone,
     /// Another replica leads.
     Moved,
     /// No voter that answers would take it.
@@ -427,6 +429,10 @@ impl Group {
     pub async fn hand_over(&self, within: Duration) -> HandedOver {
         if !self.leadership.borrow().is_leader {
             return HandedOver::NotLeading;
+        }
+        if self.raft.server_metrics().borrow_watched().membership_config.voter_ids().all(|id| id == self.local.replica)
+        {
+            return HandedOver::Alone;
         }
         tokio::time::timeout(within, self.hand_over_to_any()).await.unwrap_or(HandedOver::Late)
     }

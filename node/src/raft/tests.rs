@@ -617,6 +617,16 @@ async fn leadership_is_not_handed_to_replicas_that_leave_and_the_leader_goes_on(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sole_voter_has_nobody_to_hand_leadership_to_and_goes_on() {
+    let cluster = Cluster::of(1).await;
+    let leader = cluster.leader().await;
+    leader.group.leave();
+    assert_eq!(leader.group.hand_over(PATIENCE).await, HandedOver::Alone);
+    leader.propose("a").await.unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_of_the_list_is_preferred_once_it_is_up_for_long_enough_and_caught_up() {
     let cluster = Cluster::with(3, RaftSettings { balance_after: Duration::from_millis(700), ..settings() }).await;
     let leader = cluster.leader().await;
