@@ -42,7 +42,8 @@ pub struct ShardStore {
     engine: Arc<dyn Engine>,
     clock: Arc<dyn Clock>,
     budget: Arc<Budget>,
-    /// Held for a whole commit: what it read from the engine must still hold when it writes.
+    /// Held for a whole commit: what it read, of levels and engine, must still hold when it writes. So it is also held by whoever
+    /// takes a level away.
     commits: Mutex<()>,
     dropped: AtomicBool,
     inner: RwLock<Inner>,
@@ -160,6 +161,9 @@ impl ShardStore {
 
     /// The engine holds the frozen level durably.
     pub(super) fn moved(&self, seal: &Seal) {
+        // A commit that found a row covered by the frozen level would find it nowhere when it writes: counted twice, or not
+        // removed from the engine.
+        let _one = self.commits.lock().expect("no panic under this lock");
         let mut inner = self.write();
         let before = inner.table.bytes();
         inner.table.drop_frozen();

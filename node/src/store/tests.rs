@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod meanwhile;
 mod model;
 mod real;
 mod rules;
