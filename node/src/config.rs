@@ -128,6 +128,9 @@ impl Config {
         if self.log.kept_bytes_max < self.log.checkpoint_bytes.saturating_add(self.log.segment_bytes * 2) {
             return wrong("log.kept_bytes_max", "must be at least log.checkpoint_bytes and two segments");
         }
+        if self.store.base_log_factor == 0 {
+            return wrong("store.base_log_factor", "must be 1 or more");
+        }
         if self.node.disk_reserve_percent > 90 {
             return wrong("node.disk_reserve_percent", "must be 90 or less");
         }

@@ -10,7 +10,8 @@
 //! Until 2 is done an error only puts the frozen levels back. From 3 on the redo file makes up for whatever sled did: one that
 //! refuses a batch is opened again and the file applied again, and if it still refuses (a full disk, for one) the next cycle goes
 //! on from there, until it ends; reads see the frozen levels meanwhile. After a failed sync of sled's file nothing is retried:
-//! pages that the kernel dropped would pass for written. The store is broken then, and the process must stop.
+//! pages that the kernel dropped would pass for written. The store is broken then, the process must stop, and the next start
+//! makes sled anew from bases and log ([`super::rebuild`]).
 //!
 //! A read that sled failed is noted by whoever read; the next cycle opens sled again before anything else.
 //!
@@ -75,6 +76,11 @@ impl Cycle {
         self.broken.clone().map_or(Ok(()), |why| Err(StoreError::Broken(why)))
     }
 
+    /// Whether no cycle waits for sled to take its changes.
+    pub(super) fn is_finished(&self) -> bool {
+        self.unfinished.is_none()
+    }
+
     /// Marks the store as broken by `error`.
     pub(super) fn fail(&mut self, error: &StoreError) -> StoreError {
         let why = error.to_string();
@@ -112,6 +118,7 @@ impl Store {
                 doing: "read from",
                 path: self.engine.path().to_owned(),
                 what: "a read failed before; it is opened again".into(),
+                damaged: false,
             };
             if let error @ StoreError::Broken(_) = self.mend(&mut cycle, failed) {
                 return Err(error);
@@ -139,7 +146,7 @@ impl Store {
             Which::Replicas(replicas) => replicas.contains(&shard.replica()),
             Which::All => true,
         };
-        shards.values().filter(|shard| is_due(shard)).cloned().collect()
+        shards.values().filter(|shard| !shard.is_held() && is_due(shard)).cloned().collect()
     }
 
     fn run(&self, cycle: &mut Cycle, due: Vec<Arc<ShardStore>>) -> Result<Checkpointed, StoreError> {
@@ -205,7 +212,11 @@ impl Store {
             }
             Err(error) => return Err(cycle.fail(&error)),
         };
-        self.engine.make_durable().map_err(|error| cycle.fail(&error.into()))?;
+        self.engine.make_durable().map_err(|error| {
+            let error = error.into();
+            self.suspect(&error);
+            cycle.fail(&error)
+        })?;
         let mut done = Checkpointed { operations, ..Checkpointed::default() };
         if let Err(error) = clear_redo(&*self.disk, &self.redo_path) {
             // It only repeats what sled holds; the next cycle begins with removing it.

@@ -23,6 +23,11 @@ pub struct StoreConfig {
     pub checkpoint_age: Duration,
     /// A shard is checkpointed when its memtable holds this many bytes.
     pub checkpoint_bytes: u64,
+    /// The base file of a shard, from which sled can be rebuilt and other nodes brought up, is written anew when the log since it is
+    /// this many times its size. More keeps more log, which makes rebuilding longer; less writes all rows of a shard more often.
+    pub base_log_factor: u64,
+    /// Bytes of log since the base file below which it is not written anew, unless the log as a whole has grown too long.
+    pub base_log_bytes_min: u64,
 }
 
 impl Default for StoreConfig {
@@ -33,6 +38,8 @@ impl Default for StoreConfig {
             budget_bytes: 256 << 20,
             checkpoint_age: Duration::from_secs(15),
             checkpoint_bytes: 64 << 20,
+            base_log_factor: 1,
+            base_log_bytes_min: 16 << 20,
         }
     }
 }

@@ -35,11 +35,14 @@ pub struct EngineError {
     pub path: PathBuf,
     /// What came instead.
     pub what: String,
+    /// The file itself is not what was written: another try finds the same.
+    pub damaged: bool,
 }
 
 impl From<EngineError> for StoreError {
     fn from(error: EngineError) -> Self {
-        StoreError::Engine { doing: error.doing, path: error.path, what: error.what }
+        let EngineError { doing, path, what, damaged } = error;
+        StoreError::Engine { doing, path, what, damaged }
     }
 }
 

@@ -25,6 +25,34 @@ pub enum StoreError {
         /// What does not agree.
         what: String,
     },
+    /// A base file is not what was written.
+    #[error("base file {} is damaged at byte {offset}: {what}", path.display())]
+    Base {
+        /// Which file.
+        path: PathBuf,
+        /// The first byte of what does not read back.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// The rows of a replica are bad or gone, and base and log do not hold enough to make them again.
+    #[error("replica {replica} cannot be rebuilt ({why}): {what}")]
+    Lost {
+        /// Whose.
+        replica: u64,
+        /// What is wrong with the rows.
+        why: String,
+        /// What is wrong with base or log.
+        what: String,
+    },
+    /// A part of the store is busy with another thing; a later try may succeed.
+    #[error("replica {replica}: {what}")]
+    Busy {
+        /// Whose.
+        replica: u64,
+        /// With what.
+        what: &'static str,
+    },
     /// Sled, or what is below it, failed. A read that ends so says nothing about whether the row exists.
     #[error("cannot {doing} {}: {what}", path.display())]
     Engine {
@@ -34,6 +62,8 @@ pub enum StoreError {
         path: PathBuf,
         /// What came instead.
         what: String,
+        /// Sled says that its own file is not what it wrote.
+        damaged: bool,
     },
     /// A checkpoint failed after it had begun to change sled. Reads go on; only opening the store anew helps.
     #[error("the store must be opened anew: {0}")]

@@ -126,7 +126,7 @@ impl MemoryEngine {
         if self.fuse.step() {
             Ok(())
         } else {
-            Err(EngineError { doing, path: self.path.clone(), what: "the fuse is burnt".into() })
+            Err(EngineError { doing, path: self.path.clone(), what: "the fuse is burnt".into(), damaged: false })
         }
     }
 }
@@ -171,6 +171,7 @@ impl Engine for MemoryEngine {
                 doing: "write a batch to",
                 path: self.path.clone(),
                 what: "refused once".into(),
+                damaged: false,
             });
         }
         let mut inner = self.lock();

@@ -5,35 +5,37 @@
 //! to `log` everything since the last checkpoint: a commit is *not* durable, a checkpointed index is.
 //!
 //! In the order in which a row passes: [`ShardStore::commit`] (`shard`, `memtable`), [`Store::checkpoint`] (`checkpoint`,
-//! `redo`), the physical form (`row`, `head`), [`engine`] and [`sled`]; at the open `recover`, after a replica was dropped
-//! `orphan`. Files: `DIR/sled/` and, during a checkpoint, `DIR/redo`.
+//! `redo`), the physical form (`row`, `head`), [`engine`] and [`sled`], the base file ([`base`], `basing`); from a peer `install`;
+//! at the open `recover` and `rebuild`, after a replica was dropped `orphan`. Files: `DIR/sled/`, during a checkpoint `DIR/redo`,
+//! and of each replica `DIR/<id>.base`.
 //!
 //! The invariants:
 //! - sled, with the redo file if there is one, always stands for exactly one log index per replica.
 //! - Every physical value is checked against its key when read, and all rows of a replica against its head's count and sum when
 //!   it is opened: [`StoreError::Damaged`] otherwise. That check reads every row once per start, about two to four seconds per
-//!   million; it is the price of not trusting sled until base files can be compared instead.
+//!   million; it is the price of not trusting sled.
+//! - A base file is whole, or is no base; the log of a replica is purged at most to it, so that what sled loses can be made again.
 //! - A read error is an error, never 'absent'.
 //!
-//! What has its place here and is not built yet: base files (`base.rs`: a shard's rows in key order at one index, the log
-//! purged only up to it), snapshots and their installing under the next generation (heads and orphans know generations
-//! already), the rebuilding of a damaged shard or of all of sled from base and log, moving bad files aside. Until then a damaged
-//! shard is refused, a broken store stops the node, and the log may be purged to the checkpointed index.
-//!
-//! The node runs [`Store::checkpoint`] with [`Which::Due`] and [`Store::sweep`] from one thread of its own, about every second.
+//! The node runs [`Store::checkpoint`] with [`Which::Due`] and [`Store::sweep`] from one thread of its own, about every second,
+//! and [`Store::write_base`] from another.
 
+pub mod base;
 pub mod engine;
 pub mod key;
 pub mod memory;
 pub mod sled;
 
+mod basing;
 mod budget;
 mod checkpoint;
 mod config;
 mod error;
 mod head;
+mod install;
 mod memtable;
 mod orphan;
+mod rebuild;
 mod recover;
 mod redo;
 mod row;
@@ -45,18 +47,27 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use self::{
-    budget::Budget, checkpoint::Cycle, engine::Engine, head::Head, orphan::Orphan, row::Region, sled::SledEngine,
-};
+use self::{budget::Budget, checkpoint::Cycle, engine::Engine, head::Head, orphan::Orphan, row::Region};
 pub use self::{
     budget::Pressure,
     checkpoint::{Checkpointed, Which},
     config::StoreConfig,
     error::StoreError,
     head::{Mark, Seal},
-    shard::{KEY_MAX, MARK_MAX, ShardStore},
+    install::{Incoming, Staged},
+    rebuild::LogReach,
+    shard::{Base, KEY_MAX, MARK_MAX, ShardStore},
 };
 use crate::{clock::Clock, disk::Disk};
+
+/// What reading all rows of a replica found.
+#[derive(Debug)]
+enum Checked {
+    /// Their number and sum.
+    Tally((u64, u64)),
+    /// One that is not what was written.
+    Damaged(String),
+}
 
 /// The rows of all replicas on this node.
 #[derive(Debug)]
@@ -69,8 +80,12 @@ pub struct Store {
     redo_path: PathBuf,
     /// Replicas that sled held at the open.
     replicas: Vec<u64>,
-    /// Replicas that must not be opened, and why.
-    damaged: BTreeMap<u64, String>,
+    /// Where sled was moved at the open, if it was.
+    aside: Option<PathBuf>,
+    /// Replicas that must not be opened as they are, and why.
+    damaged: Mutex<BTreeMap<u64, String>>,
+    /// What the open found of rows that nobody has opened since.
+    checked: Mutex<BTreeMap<u64, Checked>>,
     // Locked in this order.
     cycle: Mutex<Cycle>,
     orphans: Mutex<Vec<Orphan>>,
@@ -78,13 +93,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store below `config.dir`, which is created if it is missing, and ends a checkpoint that a crash interrupted.
-    pub fn open(config: StoreConfig, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(&config.dir).map_err(|e| redo::failed("create", &config.dir, e))?;
-        let engine = SledEngine::open(&config.dir.join("sled"), config.cache_bytes)?;
-        Self::open_with(config, disk, clock, Arc::new(engine))
-    }
-
     /// As [`Store::open`], over another engine. `config.dir` must exist on `disk`.
     pub fn open_with(
         config: StoreConfig,
@@ -103,7 +111,9 @@ impl Store {
             engine,
             redo_path,
             replicas: inventory.replicas,
-            damaged,
+            aside: None,
+            damaged: Mutex::new(damaged),
+            checked: Mutex::default(),
             cycle: Mutex::default(),
             shards: Mutex::default(),
             orphans: Mutex::new(inventory.orphans),
@@ -124,7 +134,7 @@ impl Store {
         if let Some(shard) = shards.get(&replica) {
             return Ok(shard.clone());
         }
-        if let Some(what) = self.damaged.get(&replica) {
+        if let Some(what) = self.damaged.lock().expect("no panic under this lock").get(&replica) {
             return Err(self.damage(replica, what.clone()));
         }
         let head = Head::read(&*self.engine, replica)?;
@@ -134,8 +144,9 @@ impl Store {
         let generation = head.as_ref().map_or(1, |head| head.generation);
         let seal = head.as_ref().and_then(|head| head.seal.as_ref());
         self.verify(replica, generation, seal)?;
+        let unused = orphan::last_generation(&*self.engine, replica)?.max(generation).saturating_add(1);
         let (engine, clock, budget) = (self.engine.clone(), self.clock.clone(), self.budget.clone());
-        let shard = Arc::new(ShardStore::new((replica, generation), seal, engine, clock, budget));
+        let shard = Arc::new(ShardStore::new((replica, generation, unused), seal, engine, clock, budget));
         shards.insert(replica, shard.clone());
         Ok(shard)
     }
@@ -156,7 +167,11 @@ impl Store {
     }
 
     fn verify(&self, replica: u64, generation: u32, seal: Option<&Seal>) -> Result<(), StoreError> {
-        let (rows, sum) = Region { engine: &*self.engine, replica, generation }.tally()?;
+        let (rows, sum) = match self.checked.lock().expect("no panic under this lock").remove(&replica) {
+            Some(Checked::Tally(tally)) => tally,
+            Some(Checked::Damaged(what)) => return Err(self.damage(replica, what)),
+            None => Region { engine: &*self.engine, replica, generation }.tally()?,
+        };
         let told = seal.map_or((0, 0), |seal| (seal.rows, seal.sum));
         if (rows, sum) == told {
             return Ok(());

@@ -25,6 +25,19 @@ pub(super) struct Orphan {
     dropped: Option<u64>,
 }
 
+impl Orphan {
+    /// The rows of a replica under these generations, the second not included.
+    pub(super) fn generations(replica: u64, from: u32, to: u32) -> Self {
+        Self { from: row::generation_start(replica, from), to: row::generation_start(replica, to), dropped: None }
+    }
+}
+
+/// The last generation of a replica that anything stands under; 0 when there is at most a head.
+pub(super) fn last_generation(engine: &dyn Engine, replica: u64) -> Result<u32, StoreError> {
+    let last = engine.scan_back(&row::generation_start(replica, 0), &row::replica_end(replica), 1)?;
+    Ok(last.first().and_then(|(key, _)| row::generation_of(key)).unwrap_or(0))
+}
+
 /// What the engine holds, by its heads.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
@@ -52,8 +65,13 @@ pub(super) fn inventory(engine: &dyn Engine) -> Result<Inventory, StoreError> {
             continue;
         }
         found.replicas.push(replica);
-        let before = (row::generation_start(replica, 1), row::generation_start(replica, head.generation));
-        let after = head.generation.checked_add(1).map(|next| (row::generation_start(replica, next), from.clone()));
+        let generation = head.generation;
+        let before = (row::generation_start(replica, 1), row::generation_start(replica, generation));
+        // Not what is staged from now on: that goes under generations above these.
+        let last = last_generation(engine, replica)?;
+        let after = (last > generation).then(|| {
+            (row::generation_start(replica, generation + 1), row::generation_start(replica, last.saturating_add(1)))
+        });
         for (from, to) in std::iter::once(before).chain(after) {
             if !engine.scan(&from, &to, 1)?.is_empty() {
                 found.orphans.push(Orphan { from, to, dropped: None });

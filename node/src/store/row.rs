@@ -25,6 +25,8 @@ pub(super) const VALUE_MAX: usize = PART_MAX * u16::MAX as usize;
 
 const ROWS: u8 = 1;
 const PARTS: u8 = 2;
+/// Rows that are read at once where all are.
+const PAGE: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -50,6 +52,11 @@ pub(super) fn generation_start(replica: u64, generation: u32) -> Vec<u8> {
 /// First physical key after all of a replica's.
 pub(super) fn replica_end(replica: u64) -> Vec<u8> {
     replica.checked_add(1).map_or_else(|| vec![0xff; 16], |next| generation_start(next, 0))
+}
+
+/// Under which generation a physical key stands.
+pub(super) fn generation_of(physical: &[u8]) -> Option<u32> {
+    physical.get(8..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// Whose a physical key is.
@@ -120,16 +127,25 @@ impl Region<'_> {
     /// Number and sum of all rows: reads every one of them.
     pub(super) fn tally(&self) -> Result<(u64, u64), StoreError> {
         let (mut count, mut sum) = (0, 0u64);
+        self.each(|key, value| {
+            count += 1;
+            sum = sum.wrapping_add(row_hash(key, value));
+            Ok(())
+        })?;
+        Ok((count, sum))
+    }
+
+    /// Shows every row in key order, some at a time: nobody may change them meanwhile.
+    pub(super) fn each(&self, mut row: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let mut from = self.row_key(&[]);
         let to = self.key(PARTS, &[]);
         loop {
-            let rows = closed(self.engine.scan(&from, &to, 256)?);
-            let Some((last, _)) = rows.last() else { return Ok((count, sum)) };
+            let rows = closed(self.engine.scan(&from, &to, PAGE)?);
+            let Some((last, _)) = rows.last() else { return Ok(()) };
             from = self.row_key(last);
             from.push(0);
             for (key, value) in &rows {
-                count += 1;
-                sum = sum.wrapping_add(row_hash(key, &self.open(key, value)?));
+                row(key, &self.open(key, value)?)?;
             }
         }
     }

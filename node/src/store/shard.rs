@@ -9,7 +9,7 @@ use std::{
     iter::Peekable,
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -38,7 +38,10 @@ pub const MARK_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct ShardStore {
     replica: u64,
-    generation: u32,
+    /// Changes only under the lock of `inner`, when a snapshot is switched to.
+    generation: AtomicU32,
+    /// The first generation that nothing has stood under.
+    unused_generation: AtomicU32,
     engine: Arc<dyn Engine>,
     clock: Arc<dyn Clock>,
     budget: Arc<Budget>,
@@ -46,7 +49,37 @@ pub struct ShardStore {
     /// takes a level away.
     commits: Mutex<()>,
     dropped: AtomicBool,
+    /// Checkpoints leave the shard out.
+    held: AtomicBool,
+    /// Whoever holds the shard is to let go of it soon.
+    wanted: AtomicBool,
+    /// A snapshot is being received.
+    receiving: AtomicBool,
+    base: Mutex<Option<Base>>,
     inner: RwLock<Inner>,
+}
+
+/// The base file of a replica, as far as it is known without reading its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// Its index, and what the Raft layer keeps with it.
+    pub mark: Mark,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// When this process wrote or found it.
+    pub since: Instant,
+    /// It does not read back: it is no base, and is to be written again.
+    pub damaged: bool,
+}
+
+/// Keeps a shard out of checkpoints until it is dropped.
+#[derive(Debug)]
+pub(super) struct Hold(Arc<ShardStore>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.held.store(false, Ordering::Release);
+    }
 }
 
 #[derive(Debug)]
@@ -59,7 +92,7 @@ struct Inner {
 
 impl ShardStore {
     pub(super) fn new(
-        (replica, generation): (u64, u32),
+        (replica, generation, unused_generation): (u64, u32, u32),
         seal: Option<&Seal>,
         engine: Arc<dyn Engine>,
         clock: Arc<dyn Clock>,
@@ -68,12 +101,17 @@ impl ShardStore {
         let inner = Inner { table: Memtable::new(seal), since: None, checkpointed: seal.map(|s| s.mark.index) };
         Self {
             replica,
-            generation,
+            generation: AtomicU32::new(generation),
+            unused_generation: AtomicU32::new(unused_generation),
             engine,
             clock,
             budget,
             commits: Mutex::new(()),
             dropped: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+            receiving: AtomicBool::new(false),
+            base: Mutex::default(),
             inner: RwLock::new(inner),
         }
     }
@@ -133,15 +171,91 @@ impl ShardStore {
         inner.since.is_some_and(|since| now.duration_since(since) >= age || inner.table.bytes() >= bytes)
     }
 
+    /// The newest base file, if there is one.
+    pub fn base(&self) -> Option<Base> {
+        self.base.lock().expect("no panic under this lock").clone()
+    }
+
+    /// Index up to which the base file holds everything; `None` without a base that reads back.
+    pub fn based(&self) -> Option<u64> {
+        self.base().filter(|base| !base.damaged).map(|base| base.mark.index)
+    }
+
+    pub(super) fn set_base(&self, base: Option<Base>) {
+        *self.base.lock().expect("no panic under this lock") = base;
+    }
+
+    /// The base file does not read back.
+    pub(super) fn base_is_damaged(&self) {
+        if let Some(base) = &mut *self.base.lock().expect("no panic under this lock") {
+            base.damaged = true;
+        }
+    }
+
+    /// Whether checkpoints leave the shard out.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Keeps the shard out of checkpoints, unless another does. Only under the lock of the cycle, with none unfinished.
+    pub(super) fn hold(self: &Arc<Self>) -> Option<Hold> {
+        let taken = !self.held.swap(true, Ordering::AcqRel);
+        taken.then(|| Hold(Arc::clone(self)))
+    }
+
+    /// Whoever holds the shard for a base file is to give it up, or may go on.
+    pub(super) fn want(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Release);
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Begins or ends to receive a snapshot; whether nobody else did.
+    pub(super) fn receive(&self, begins: bool) -> bool {
+        self.receiving.swap(begins, Ordering::AcqRel) != begins
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// A generation that no row has stood under, and that is given once.
+    pub(super) fn fresh_generation(&self) -> u32 {
+        self.unused_generation.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Shows the rows of another generation from now on, and nothing of what was applied before. `switch` makes it so on disk; if it
+    /// fails nothing has changed here. Nobody commits or reads meanwhile.
+    pub(super) fn switch<E>(
+        &self,
+        generation: u32,
+        seal: &Seal,
+        switch: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _one = self.commits.lock().expect("no panic under this lock");
+        let mut inner = self.write();
+        switch()?;
+        self.budget.moved(inner.table.bytes(), 0);
+        self.generation.store(generation, Ordering::Release);
+        *inner = Inner { table: Memtable::new(Some(seal)), since: None, checkpointed: Some(seal.mark.index) };
+        Ok(())
+    }
+
     pub(super) fn region(&self) -> Region<'_> {
-        Region { engine: &*self.engine, replica: self.replica, generation: self.generation }
+        self.region_of(self.generation())
+    }
+
+    pub(super) fn region_of(&self, generation: u32) -> Region<'_> {
+        Region { engine: &*self.engine, replica: self.replica, generation }
     }
 
     /// Freezes what a checkpoint moves; `None` if the engine holds everything already. Also the index it builds on.
     pub(super) fn freeze(&self) -> Option<(Arc<Frozen>, Option<u64>)> {
         let mut inner = self.write();
         let at = inner.table.mark().map(|mark| mark.index);
-        if at == inner.checkpointed || self.dropped.load(Ordering::Acquire) {
+        if at == inner.checkpointed || self.dropped.load(Ordering::Acquire) || self.is_held() {
             return None;
         }
         let frozen = inner.table.freeze()?;
@@ -258,7 +372,7 @@ impl ShardStore {
     }
 
     /// What sled failed once it fails until it is opened again: whoever checkpoints does that.
-    fn note(&self, error: &StoreError) {
+    pub(super) fn note(&self, error: &StoreError) {
         if matches!(error, StoreError::Engine { .. }) {
             self.budget.read_failed();
         }

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::RwLock,
 };
@@ -14,6 +15,7 @@ use std::{
 use bytes::Bytes;
 
 use super::engine::{BATCH_MAX, Engine, EngineError, Op, PhysicalRows};
+use crate::panicked;
 
 /// sled in a directory of its own.
 #[derive(Debug)]
@@ -42,26 +44,47 @@ impl SledEngine {
     ) -> Result<T, EngineError> {
         let db = self.db.read().expect("no panic under this lock");
         let db = db.as_ref().ok_or_else(|| self.error(doing, "it could not be opened again"))?;
-        act(db).map_err(|e| self.error(doing, e))
+        // On bytes that it does not expect sled may panic instead of saying so.
+        match catch_unwind(AssertUnwindSafe(|| act(db))) {
+            Ok(acted) => acted.map_err(|e| EngineError { damaged: is_damage(&e), ..self.error(doing, e) }),
+            Err(panic) => Err(EngineError {
+                damaged: true,
+                ..self.error(doing, format!("panicked: {}", panicked::said(&*panic)))
+            }),
+        }
     }
 
     fn error(&self, doing: &'static str, what: impl ToString) -> EngineError {
-        EngineError { doing, path: self.dir.clone(), what: what.to_string() }
+        EngineError { doing, path: self.dir.clone(), what: what.to_string(), damaged: false }
     }
 
     fn refuse_blobs(&self) -> Result<(), EngineError> {
         let blobs = self.dir.join("blobs");
-        let failed = |e: io::Error| EngineError { doing: "list", path: blobs.clone(), what: e.to_string() };
+        let failed =
+            |e: io::Error| EngineError { doing: "list", path: blobs.clone(), what: e.to_string(), damaged: false };
         let Some(entry) = fs::read_dir(&blobs).map_err(failed)?.next() else { return Ok(()) };
         let path = entry.map_err(failed)?.path();
-        Err(EngineError { doing: "accept", path, what: "sled never syncs such files".into() })
+        Err(EngineError { doing: "accept", path, what: "sled never syncs such files".into(), damaged: false })
     }
 }
 
 fn open(dir: &Path, cache_bytes: u64) -> Result<::sled::Db, EngineError> {
     // No flusher thread: durability is asked for, and background writes would only compete with the log.
     let config = ::sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
-    config.open().map_err(|e| EngineError { doing: "open", path: dir.to_owned(), what: e.to_string() })
+    let failed = |what: String, damaged| EngineError { doing: "open", path: dir.to_owned(), what, damaged };
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(opened) => opened.map_err(|e| failed(e.to_string(), is_damage(&e))),
+        Err(panic) => Err(failed(format!("panicked: {}", panicked::said(&*panic)), true)),
+    }
+}
+
+/// Whether sled says that its file is not what it wrote; a full disk, a lock or a right that is missing are not that.
+fn is_damage(error: &::sled::Error) -> bool {
+    match error {
+        ::sled::Error::Corruption { .. } | ::sled::Error::ReportableBug(_) => true,
+        ::sled::Error::Io(e) => matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+        ::sled::Error::CollectionNotFound(_) | ::sled::Error::Unsupported(_) => false,
+    }
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -115,7 +138,7 @@ impl Engine for SledEngine {
         self.with("flush", |db| db.flush().map(drop))?;
         let path = self.dir.join("db");
         let synced = File::open(&path).and_then(|file| file.sync_data());
-        synced.map_err(|e| EngineError { doing: "sync", path, what: e.to_string() })?;
+        synced.map_err(|e| EngineError { doing: "sync", path, what: e.to_string(), damaged: false })?;
         self.refuse_blobs()
     }
 

@@ -1,7 +1,9 @@
 //! What the tests of the store share: a script of entries, the rows they must lead to, a disk and a clock to play with.
 
+mod bases;
 mod crash;
 mod damage;
+mod install;
 mod meanwhile;
 mod model;
 mod real;

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     disk::RealDisk,
     store::{
-        Which,
+        LogReach, Which,
         engine::{Engine, EngineError, Op, PhysicalRows},
         sled::SledEngine,
     },
@@ -20,7 +20,8 @@ struct Fused(SledEngine, Fuse);
 
 impl Fused {
     fn step(&self) -> Result<(), EngineError> {
-        let burnt = || EngineError { doing: "reach", path: self.path().into(), what: "the fuse is burnt".into() };
+        let what = "the fuse is burnt".into();
+        let burnt = || EngineError { doing: "reach", path: self.path().into(), what, damaged: false };
         if self.1.step() { Ok(()) } else { Err(burnt()) }
     }
 }
@@ -114,6 +115,8 @@ fn promise_4_a_kill_after_any_step_on_sled_leaves_one_log_index() {
         fuse.burn_after(step);
         let ended = store.checkpoint(Which::All).is_ok();
         copy(dir.path(), killed.path());
+        // Left by what the process did after the step; it was killed there.
+        let _ = fs::remove_file(killed.path().join("suspect"));
         let store = open(killed.path()).unwrap();
         let shard = store.shard(1).unwrap();
         assert_eq!(shard.checkpointed(), Some(119), "the redo file was complete before sled was touched");
@@ -194,4 +197,54 @@ fn promise_5_a_flipped_bit_in_the_file_of_sled_never_shows_as_other_rows() {
         noticed += usize::from(at == 29);
     }
     assert!(noticed > 0);
+}
+
+#[test]
+fn promise_5_a_sled_that_is_damaged_or_whose_sync_failed_is_moved_aside_and_its_rows_are_made_again() {
+    #[derive(Debug, PartialEq)]
+    enum Ill {
+        /// It does not open.
+        Closed,
+        /// It opens, and has silently dropped what it could not read.
+        Emptied,
+        /// The kernel may have dropped what it was given.
+        Suspect,
+    }
+    for ill in [Ill::Closed, Ill::Emptied, Ill::Suspect] {
+        let dir = TempDir::new().unwrap();
+        let entries = script(1, 200);
+        {
+            let store = Arc::new(open(dir.path()).unwrap());
+            let shard = store.shard(1).unwrap();
+            replay(&shard, &entries, 100).unwrap();
+            store.checkpoint(Which::All).unwrap();
+            store.write_base(&shard, 3).unwrap().unwrap();
+            replay(&shard, &entries, 200).unwrap();
+            store.checkpoint(Which::All).unwrap();
+        }
+        match ill {
+            Ill::Suspect => fs::write(dir.path().join("suspect"), "").unwrap(),
+            Ill::Closed => fs::write(dir.path().join("sled/conf"), "this is no configuration of sled").unwrap(),
+            Ill::Emptied => {
+                let db = dir.path().join("sled/db");
+                let mut bytes = fs::read(&db).unwrap();
+                let len = bytes.len();
+                bytes[len / 8..len / 2].fill(0xa5);
+                fs::write(&db, bytes).unwrap();
+            }
+        }
+        let reach = LogReach { purged: Some(99), begun: true };
+        let store = open(dir.path()).unwrap();
+        let shard = store.open_shard(1, 3, reach).unwrap();
+        assert_eq!(differs(&shard, &entries, 100), None, "{ill:?}");
+        replay(&shard, &entries, 200).unwrap();
+        assert_eq!(differs(&shard, &entries, 200), None);
+        store.checkpoint(Which::All).unwrap();
+        drop((shard, store));
+        // What was there is kept, and the next start finds nothing wrong.
+        let mut kept = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(kept.any(|name| name.to_string_lossy().contains("aside")), ill != Ill::Emptied, "{ill:?}");
+        let store = open(dir.path()).unwrap();
+        assert_eq!(differs(&store.open_shard(1, 3, reach).unwrap(), &entries, 200), None);
+    }
 }
