@@ -1,9 +1,8 @@
 //! Moves what is old from memory and log to sled, and lets the log forget it.
 //!
 //! The store decides which shards are due; this drives it, once a second, and first those that hold up old segments of a log that
-//! has grown ([`crate::log::Log::pins`]). What is checkpointed the group may purge; it keeps what a replica of its own still lacks,
-//! since snapshots between nodes are not built. The price: while a node is away, the others keep log for it, up to
-//! `log.kept_bytes_max`: beyond it they refuse enqueues.
+//! has grown ([`crate::log::Log::pins`]). What the base file holds ([`crate::bases`]) the group may purge; while the log is short it
+//! keeps what a replica of its own still lacks. One that comes back later gets a snapshot.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bug::Bug,
     parts::Parts,
     replicas::Replica,
     store::{StoreError, Which},
@@ -35,7 +35,9 @@ pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) -> Result<(),
             Err(_) => false,
         };
         if moved || now_and_then {
-            purge(&parts).await;
+            for replica in parts.replicas.all() {
+                purge(&parts, &replica).await;
+            }
         }
     }
     Ok(())
@@ -80,15 +82,16 @@ pub(crate) async fn cycle(parts: &Arc<Parts>, which: Which) -> Result<bool, Stor
     }
 }
 
-async fn purge(parts: &Parts) {
-    let pins = parts.log.pins();
-    for replica in parts.replicas.all() {
-        let (group, upto) = (replica.group.id(), replica.checkpointed());
-        let pinned = pins.iter().find(|pin| pin.group == group).map_or(0, |pin| pin.upto);
-        match timeout(PURGE_MAX, replica.group.purge_upto(upto, pinned)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, %group, upto, "the log could not be purged"),
-            Err(_) => tracing::warn!(%group, upto, "the purge of the log takes long"),
-        }
+/// Lets the log forget what the replica's base holds.
+pub(crate) async fn purge(parts: &Parts, replica: &Replica) {
+    let (group, mut upto) = (replica.group.id(), replica.rows.based().unwrap_or(0));
+    if Bug::PurgeBeforeBase.is_in() {
+        upto = replica.checkpointed();
+    }
+    let pinned = parts.log.pins().iter().find(|pin| pin.group == group).map_or(0, |pin| pin.upto);
+    match timeout(PURGE_MAX, replica.group.purge_upto(upto, pinned)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, %group, upto, "the log could not be purged"),
+        Err(_) => tracing::warn!(%group, upto, "the purge of the log takes long"),
     }
 }

@@ -25,10 +25,12 @@ pub mod parts;
 pub mod replicas;
 
 mod balance;
+mod bases;
 mod checkpoints;
 mod metered;
 mod opening;
 mod panicked;
+mod snapshots;
 
 pub use config::Config;
 pub use metrics::Metrics;

@@ -16,6 +16,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::raft::snapshot::Way;
+
 /// Label of what belongs to one Raft group: `meta` or the shard's number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct GroupLabel {
@@ -96,6 +98,31 @@ pub struct HandoverLabel {
     pub how: HandoverKind,
 }
 
+/// Label of snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransferLabel {
+    /// Whether they left or came.
+    pub way: TransferWay,
+}
+
+/// Whether a snapshot leaves this node or comes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names of `raft::snapshot::Way`")]
+pub enum TransferWay {
+    Sent,
+    Received,
+}
+
+impl From<Way> for TransferLabel {
+    fn from(way: Way) -> Self {
+        let way = match way {
+            Way::Sent => TransferWay::Sent,
+            Way::Received => TransferWay::Received,
+        };
+        TransferLabel { way }
+    }
+}
+
 /// All instruments of one node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -115,6 +142,8 @@ pub struct Metrics {
     pub applied: Family<GroupLabel, Gauge>,
     /// Checkpointed index of each group.
     pub checkpointed: Family<GroupLabel, Gauge>,
+    /// Index up to which the log of each group is purged.
+    pub purged: Family<GroupLabel, Gauge>,
     /// Log index of the entry before which a replica waits because it cannot apply it; 0 when it goes on.
     pub poisoned: Family<GroupLabel, Gauge>,
     /// State version of each shard.
@@ -157,6 +186,26 @@ pub struct Metrics {
     pub checkpoint_failures: Counter,
     /// How long a cycle took, seconds.
     pub checkpoint_seconds: Histogram,
+    /// Base files written.
+    pub bases: Counter,
+    /// Base files that could not be written.
+    pub base_failures: Counter,
+    /// How long one took, seconds.
+    pub base_seconds: Histogram,
+    /// Index of the base file of each group; 0: none that reads back.
+    pub based: Family<GroupLabel, Gauge>,
+    /// Bytes of the base file of each group.
+    pub base_bytes: Family<GroupLabel, Gauge>,
+    /// Seconds since the base file of each group was written, or found at the start.
+    pub base_age: Family<GroupLabel, Gauge>,
+    /// Snapshots sent or received, and installed.
+    pub snapshots: Family<TransferLabel, Counter>,
+    /// Snapshots that were not; each is begun anew.
+    pub snapshot_failures: Family<TransferLabel, Counter>,
+    /// Snapshots on their way.
+    pub snapshots_under_way: Family<TransferLabel, Gauge>,
+    /// How long one took from its begin to its end, seconds.
+    pub snapshot_seconds: Histogram,
     /// Watches of the meta state that are open.
     pub watches: Gauge,
     /// Revision of the meta state that is served.
@@ -174,6 +223,7 @@ impl Default for Metrics {
             term: Family::default(),
             applied: Family::default(),
             checkpointed: Family::default(),
+            purged: Family::default(),
             poisoned: Family::default(),
             state_version: Family::default(),
             log_fdatasyncs: Counter::default(),
@@ -195,6 +245,16 @@ impl Default for Metrics {
             checkpoints: Counter::default(),
             checkpoint_failures: Counter::default(),
             checkpoint_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            bases: Counter::default(),
+            base_failures: Counter::default(),
+            base_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
+            based: Family::default(),
+            base_bytes: Family::default(),
+            base_age: Family::default(),
+            snapshots: Family::default(),
+            snapshot_failures: Family::default(),
+            snapshots_under_way: Family::default(),
+            snapshot_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
             watches: Gauge::default(),
             meta_revision: Gauge::default(),
         }
@@ -213,6 +273,7 @@ impl Metrics {
         r.register("term", "Term of each Raft group", self.term.clone());
         r.register("applied_index", "Log index applied in each Raft group", self.applied.clone());
         r.register("checkpointed_index", "Log index checkpointed in each Raft group", self.checkpointed.clone());
+        r.register("purged_index", "Log index up to which the log of each Raft group is purged", self.purged.clone());
         r.register(
             "poisoned_index",
             "Log index of the entry that a replica cannot apply and waits before, of each Raft group; 0: none",
@@ -256,6 +317,30 @@ impl Metrics {
             "Time of one checkpoint cycle",
             Unit::Seconds,
             self.checkpoint_seconds.clone(),
+        );
+        r.register("bases", "Base files written", self.bases.clone());
+        r.register("base_failures", "Base files that could not be written", self.base_failures.clone());
+        r.register_with_unit("base_write", "Time of writing one base file", Unit::Seconds, self.base_seconds.clone());
+        r.register("based_index", "Log index of the base file of each Raft group; 0: none", self.based.clone());
+        r.register_with_unit("base", "Base file of each Raft group", Unit::Bytes, self.base_bytes.clone());
+        r.register_with_unit(
+            "base_age",
+            "Time since the base file of each Raft group was written, or found at the start",
+            Unit::Seconds,
+            self.base_age.clone(),
+        );
+        r.register("snapshots", "Snapshots sent or received, and installed", self.snapshots.clone());
+        r.register(
+            "snapshot_failures",
+            "Snapshots sent or received that broke off or were refused; each is begun anew",
+            self.snapshot_failures.clone(),
+        );
+        r.register("snapshots_under_way", "Snapshots on their way", self.snapshots_under_way.clone());
+        r.register_with_unit(
+            "snapshot",
+            "Time of one snapshot, from its begin until it was installed",
+            Unit::Seconds,
+            self.snapshot_seconds.clone(),
         );
         r.register("watches", "Watches of the meta state that are open", self.watches.clone());
         r.register("meta_revision", "Revision of the meta state that is served", self.meta_revision.clone());

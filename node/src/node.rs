@@ -7,7 +7,11 @@
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use martlet_proto::{
-    cluster::{admin::admin_server::AdminServer, meta::meta_server::MetaServer, queue::queue_server::QueueServer},
+    cluster::{
+        admin::{GroupStatus, admin_server::AdminServer},
+        meta::meta_server::MetaServer,
+        queue::queue_server::QueueServer,
+    },
     seal::SecretFileError,
 };
 use tokio::{
@@ -22,7 +26,7 @@ use tonic::transport::{
 
 use crate::{
     admission::{Admission, Reserve},
-    balance, checkpoints,
+    balance, bases, checkpoints,
     clock::{Clock, SystemClock},
     config::{Config, ConfigError},
     data_dir::{DataDir, DirError},
@@ -153,6 +157,11 @@ impl Started {
         let serving = if self.draining.is_cancelled() { Err("drains".into()) } else { Ok(()) };
         let checks = vec![("cluster", cluster), ("replicas", replicas), ("serving", serving)];
         Readiness { ready: checks.iter().all(|(_, found)| found.is_ok()), checks }
+    }
+
+    /// How each replica of this node stands.
+    pub fn status(&self) -> Vec<GroupStatus> {
+        self.parts.replicas.status()
     }
 
     /// Replicas that have stopped and must be looked at, with the reason.
@@ -297,6 +306,7 @@ impl Node {
         }
         tasks.spawn(opening::run(Arc::clone(&parts), streams_end.clone()));
         let mut checkpointing = tasks.spawn(checkpoints::run(Arc::clone(&parts), groups_end.clone()));
+        tasks.spawn(bases::run(Arc::clone(&parts), groups_end.clone()));
         tasks.spawn(sample(Arc::clone(&parts), groups_end.clone()));
         tasks.spawn(balance::run(Arc::clone(&parts), draining.clone()));
 
@@ -462,6 +472,13 @@ async fn sample(parts: Arc<Parts>, end: CancellationToken) {
             metrics.term.get_or_create(&label).set(clamp(status.term));
             metrics.applied.get_or_create(&label).set(clamp(status.applied_index));
             metrics.checkpointed.get_or_create(&label).set(clamp(replica.checkpointed()));
+            metrics.purged.get_or_create(&label).set(clamp(replica.group.purged()));
+            if let Some(base) = replica.rows.base() {
+                let age = parts.clock.now().saturating_duration_since(base.since);
+                metrics.base_age.get_or_create(&label).set(clamp(age.as_secs()));
+                metrics.base_bytes.get_or_create(&label).set(clamp(base.bytes));
+                metrics.based.get_or_create(&label).set(clamp(replica.rows.based().unwrap_or(0)));
+            }
             let waits = status.waits.as_ref().map_or(0, |stop| stop.at.index);
             metrics.poisoned.get_or_create(&label).set(clamp(waits));
             let shard = label.group.checked_sub(1);

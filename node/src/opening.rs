@@ -16,9 +16,11 @@ use crate::{
     log::GroupId,
     meta::skips::Decided,
     parts::Parts,
-    raft::{Group, GroupConfig, Member},
+    raft::{Group, GroupConfig, Member, snapshot::Snapshots},
     replicas::Replica,
     shard::Kept,
+    snapshots::StoreSnapshots,
+    store::{LogReach, ShardStore},
 };
 
 const RETRY: Duration = Duration::from_secs(5);
@@ -66,7 +68,7 @@ async fn open(
     group: GroupId,
     replica: u64,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let rows = parts.store.shard(replica)?;
+    let rows = open_rows(parts, group, replica).await?;
     let kept: Arc<dyn Kept> = rows.clone();
     let served = parts.shards.load(Shard(u16::try_from(shard.shard)?), kept)?;
     let config = GroupConfig {
@@ -76,6 +78,7 @@ async fn open(
         settings: parts.config.raft.clone(),
         decisions: Arc::new(Decided::new(shard.shard, parts.keeper.kept())),
         time: served.clone(),
+        snapshots: snapshots(parts, group, &rows),
     };
     let group = Group::start(config, &parts.log, Box::new(served.machine()), &parts.network).await?;
     if shard.replicas.first().is_some_and(|first| first.replica_id == replica) {
@@ -84,6 +87,26 @@ async fn open(
     parts.shards.open(served, Arc::new(group.clone()));
     parts.replicas.insert(Replica { id: replica, group, rows });
     Ok(())
+}
+
+/// The rows of a replica; those that are bad or gone are made again from base and log.
+pub(crate) async fn open_rows(
+    parts: &Parts,
+    group: GroupId,
+    replica: u64,
+) -> Result<Arc<ShardStore>, Box<dyn std::error::Error + Send + Sync>> {
+    let log = parts.log.group(group);
+    let begun = log.vote().is_some() || log.last().is_some();
+    let reach = LogReach { purged: log.purged().map(|at| at.index), begun };
+    let store = Arc::clone(&parts.store);
+    let opening = move || store.open_shard(replica, group.0, reach);
+    Ok(tokio::task::spawn_blocking(opening).await??)
+}
+
+/// The snapshots of a replica.
+pub(crate) fn snapshots(parts: &Parts, group: GroupId, rows: &Arc<ShardStore>) -> Arc<dyn Snapshots> {
+    let (store, metrics) = (Arc::clone(&parts.store), Arc::clone(&parts.metrics));
+    Arc::new(StoreSnapshots { store, rows: Arc::clone(rows), group, metrics })
 }
 
 fn members(state: &MetaState, shard: &ShardReplicas) -> BTreeMap<u64, Member> {

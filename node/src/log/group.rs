@@ -138,6 +138,25 @@ impl GroupLog {
         lock(&self.kept).vote
     }
 
+    /// The entry at `index`, if it is kept.
+    pub fn at(&self, index: u64) -> Option<Index> {
+        lock(&self.kept).slots(index, index.saturating_add(1)).next().map(|slot| slot.at).filter(|at| at.index == index)
+    }
+
+    /// Whether the entries behind `index` take at least so many bytes, as far as they are kept.
+    pub fn has_grown(&self, index: u64, bytes: u64) -> bool {
+        let mut found = 0;
+        lock(&self.kept).slots(index.saturating_add(1), u64::MAX).any(|slot| {
+            found += slot.bytes();
+            found >= bytes
+        })
+    }
+
+    /// Returns when everything that was changed before is on disk.
+    pub async fn settle(&self) -> io::Result<()> {
+        self.send_and_wait(Op::Append { kept: self.kept.clone(), entries: Vec::new() }, |_| Ok(())).await
+    }
+
     /// Known committed up to here.
     pub fn committed(&self) -> Option<Index> {
         lock(&self.kept).committed

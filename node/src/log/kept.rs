@@ -180,6 +180,12 @@ impl Kept {
 }
 
 impl Slot {
+    /// Bytes that it takes in the log, or of its payload while it is not written.
+    pub(super) fn bytes(&self) -> u64 {
+        let payload = || self.payload.as_ref().map_or(0, Bytes::len) as u64;
+        self.place.map_or_else(payload, |place| u64::from(place.size))
+    }
+
     /// The entry, when it is in memory.
     pub(super) fn cached(&self) -> Option<Entry> {
         self.payload.clone().map(|payload| Entry { at: self.at, payload })

@@ -11,7 +11,7 @@ use super::{
     state::{RowError, State},
 };
 use crate::{
-    raft::{Fault, Index, Machine, MachineError, Reply},
+    raft::{Fault, Index, Machine, MachineError, Reply, snapshot::Staged},
     state::{Rows, RowsError, Write},
     store::{Mark, ShardStore},
 };
@@ -65,6 +65,14 @@ impl Machine for MetaMachine {
         self.state = next;
         self.keeper.applied(self.state.get());
         Ok(Reply::Meta(answer))
+    }
+
+    fn install(&mut self, staged: Box<dyn Staged>) -> Result<(), String> {
+        staged.switch()?;
+        let rows = all(&*self.rows).map_err(|error| error.to_string())?;
+        self.state = State::from_rows(rows).map_err(|error| error.to_string())?;
+        self.keeper.applied(self.state.get());
+        Ok(())
     }
 
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     log::GroupId,
+    opening,
     parts::Parts,
     raft::{Group, GroupConfig, Member, Timeless, Undecided},
     replicas,
@@ -108,7 +109,7 @@ impl Membership {
             let (kept, own) = (cluster_name(&kept.cluster_id), identity.cluster());
             return Err(here(format!("its meta state is of cluster {kept}, its identity of cluster {own}")));
         }
-        let rows = parts.store.shard(replica).map_err(|error| here(error.to_string()))?;
+        let rows = opening::open_rows(parts, GroupId::META, replica).await.map_err(|error| here(error.to_string()))?;
         let machine =
             MetaMachine::load(Arc::clone(&rows), parts.keeper.clone()).map_err(|error| here(error.to_string()))?;
         let config = GroupConfig {
@@ -120,6 +121,7 @@ impl Membership {
             // It decides for others, and nobody for it.
             decisions: Arc::new(Undecided),
             time: Arc::new(Timeless),
+            snapshots: opening::snapshots(parts, GroupId::META, &rows),
         };
         let group = Group::start(config, &parts.log, Box::new(machine), &parts.network)
             .await

@@ -23,6 +23,7 @@ use super::{
     line::{Appends, Mailbox},
     local::Local,
     network::{Asked, Network, Peer},
+    snapshot::{self, Snap},
     types::{LogId, Types, Vote},
 };
 
@@ -84,7 +85,8 @@ impl RaftNetworkFactory<Types> for Clients {
 impl Clients {
     fn client(&self, target: u64, node: &Member, purpose: Purpose) -> Client {
         let peer = self.network.peer(node);
-        Client { network: self.network.clone(), local: self.local.clone(), target, peer, purpose }
+        let (network, local) = (self.network.clone(), self.local.clone());
+        Client { network, local, target, member: node.clone(), peer, purpose }
     }
 }
 
@@ -99,6 +101,7 @@ pub(super) struct Client {
     network: Network,
     local: Arc<Local>,
     target: u64,
+    member: Member,
     peer: Arc<Peer>,
     purpose: Purpose,
 }
@@ -325,16 +328,17 @@ impl NetTransferLeader<Types> for Client {
 }
 
 impl NetSnapshot<Types> for Client {
-    type SnapshotData = ();
+    type SnapshotData = Snap;
 
     async fn full_snapshot(
         &mut self,
-        _: Vote,
-        _: alias::SnapshotOf<Types, ()>,
-        _: impl Future<Output = ReplicationClosed> + Send + 'static,
+        vote: Vote,
+        snapshot: alias::SnapshotOf<Types, Snap>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        Err(StreamingError::Unreachable(Unreachable::from_string("snapshots between nodes are not built yet")))
+        let to = (self.target, &self.member);
+        snapshot::send(&self.network, &self.local, to, vote, snapshot.snapshot, cancel).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! A running Raft group, as the rest of the node sees it.
 //!
-//! Left out for now: snapshots between nodes, so that the log is purged only to where every replica is; changes of membership.
+//! Left out for now: changes of membership.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,7 @@ use super::{
     network::Network,
     park::{self, Decisions, Parking, Stop},
     settings::RaftSettings,
+    snapshot::Snapshots,
     storage::Storage,
     time::GroupTime,
     types::{Command, Raft, Types},
@@ -66,6 +67,8 @@ pub struct GroupConfig {
     pub decisions: Arc<dyn Decisions>,
     /// The group's own time, if it has one.
     pub time: Arc<dyn GroupTime>,
+    /// Where snapshots come from and go to.
+    pub snapshots: Arc<dyn Snapshots>,
 }
 
 /// Who leads, as this replica knows it.
@@ -213,14 +216,15 @@ impl Group {
         machine: Box<dyn Machine>,
         network: &Network,
     ) -> Result<Group, GroupError> {
-        let GroupConfig { group, replica, preference, settings, decisions, time } = config;
+        let GroupConfig { group, replica, preference, settings, decisions, time, snapshots } = config;
         let failed = |what: String| GroupError { group, what };
         let log = log.group(group);
         let fresh = log.vote().is_none() && log.last().is_none() && !log.is_behind();
         let (led_tx, led) = watch::channel(0);
         let (parking, machine) = (Parking::new(group, decisions), Arc::new(Mutex::new(machine)));
         let applier = |replays_upto| {
-            let applier = Applier::new(&machine, replica, log.clone(), led_tx.clone(), parking.clone(), replays_upto);
+            let (log, led, parking, snapshots) = (log.clone(), led_tx.clone(), parking.clone(), snapshots.clone());
+            let applier = Applier::new(&machine, replica, log, led, parking, replays_upto, snapshots);
             applier.map_err(|e| failed(e.to_string()))
         };
         let storage = Storage::new(log.clone());
@@ -229,7 +233,20 @@ impl Group {
         if let Some(what) = first.contradiction() {
             return Err(failed(format!("replica {replica} cannot start: {what}")));
         }
-        let local = Arc::new(Local::new(group, replica, preference, log.clone(), time, !fresh));
+        if let Some(applied) = first.applied().map(|at| super::types::position(&at))
+            && log.purged().is_none_or(|purged| purged.index < applied.index)
+            && log.at(applied.index) != Some(applied)
+        {
+            // A snapshot was switched to, and the node ended before the log was purged to it: what is there contradicts it or ends
+            // before it, and was never committed beyond.
+            tracing::warn!(%group, replica, %applied, "the log is purged to a snapshot that was installed before");
+            let purged = async {
+                log.truncate(0).await?;
+                log.purge(applied).await
+            };
+            purged.await.map_err(|e| failed(e.to_string()))?;
+        }
+        let local = Arc::new(Local::new(group, replica, preference, log.clone(), time, snapshots.clone(), !fresh));
         let openraft = Arc::new(settings.openraft(group, fresh).map_err(|e| failed(e.to_string()))?);
         let clients = || Clients { network: network.clone(), local: local.clone() };
         let raft = match Raft::new(replica, openraft.clone(), clients(), storage, first).await {
@@ -360,6 +377,16 @@ impl Group {
         acked.is_some_and(|at| at.elapsed() < self.settings.election_min && self.local.is_reached_since(*at))
     }
 
+    /// Whether the entries behind `index` take at least so many bytes of the log.
+    pub fn has_grown(&self, index: u64, bytes: u64) -> bool {
+        self.local.log.has_grown(index, bytes)
+    }
+
+    /// Last index purged from the log, 0 when none was.
+    pub fn purged(&self) -> u64 {
+        self.local.log.purged().map_or(0, |at| at.index)
+    }
+
     /// For operators.
     pub fn status(&self) -> GroupStatus {
         let metrics = self.raft.metrics();
@@ -392,17 +419,19 @@ impl Group {
         self.local.everywhere()
     }
 
-    /// Lets the log forget what a checkpoint up to `index` covers and every replica has, but for the newest
-    /// [`RaftSettings::kept_entries`]; those up to `pinned` are not kept, because they hold up the cleaning of the node's log
-    /// ([`Log::pins`]; 0 for none). Returns the index up to which it may forget; 0 when there is nothing.
+    /// Lets the log forget what a base file up to `index` holds, but for the newest [`RaftSettings::kept_entries`] and what a
+    /// replica still lacks; those up to `pinned` are kept for neither, because they hold up the cleaning of the node's log
+    /// ([`Log::pins`]; 0 for none): a replica that lacks them gets a snapshot. What the receiver of a snapshot goes on from is
+    /// kept in any case. Returns the index up to which it may forget; 0 when there is nothing.
     pub async fn purge_upto(&self, index: u64, pinned: u64) -> Result<u64, GroupError> {
         let failed = |what: String| GroupError { group: self.id(), what: format!("cannot be purged: {what}") };
         if self.parking.now().is_some() {
             // Its machine is busy waiting, and has applied nothing since.
             return Ok(0);
         }
-        let possible = index.min(self.replicated_everywhere());
-        let upto = possible.saturating_sub(self.settings.kept_entries).max(pinned.min(possible));
+        let possible = index.min(self.local.purge_limit());
+        let wanted = possible.min(self.replicated_everywhere()).saturating_sub(self.settings.kept_entries);
+        let upto = wanted.max(pinned.min(possible));
         if upto == 0 || self.local.log.purged().is_some_and(|purged| purged.index >= upto) {
             return Ok(upto);
         }

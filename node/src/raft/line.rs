@@ -48,12 +48,12 @@ const FRAME_BYTES: usize = 1 << 20;
 const QUEUE: usize = 64;
 /// Metadata of a stream that names the node it comes from.
 pub(super) const NODE_HEADER: &str = "martlet-node";
-const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a failed dial all who ask within this time get its error: one dial for all groups.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);
 /// design.md section 2: a ping after 1 s of silence, dead after 3 s.
-const PING_AFTER: Duration = Duration::from_secs(1);
-const DEAD_AFTER: Duration = Duration::from_secs(2);
+pub(super) const PING_AFTER: Duration = Duration::from_secs(1);
+pub(super) const DEAD_AFTER: Duration = Duration::from_secs(2);
 
 /// What travels on a line.
 pub(super) trait Lane: Send + Sync + 'static {

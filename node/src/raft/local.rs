@@ -10,7 +10,10 @@ use std::{
 
 use openraft::{Instant as _, async_runtime::watch::WatchReceiver, type_config::alias::InstantOf};
 
+use tokio::time::Instant;
+
 use super::{
+    snapshot::Snapshots,
     time::GroupTime,
     types::{LogId, Raft, Types, Vote, log_id, position, vote},
 };
@@ -25,6 +28,7 @@ pub(super) struct Local {
     pub(super) log: GroupLog,
     /// The group's own time here.
     pub(super) time: Arc<dyn GroupTime>,
+    pub(super) snapshots: Arc<dyn Snapshots>,
     /// Set once, when the group runs.
     pub(super) raft: OnceLock<Raft>,
     /// Neither votes nor campaigns: it restarted just now, or dropped a drain and is not caught up.
@@ -45,6 +49,8 @@ pub(super) struct Local {
     cut_off: Mutex<Option<InstantOf<Types>>>,
     /// Replicas that may lose what they had once, and the term in which that was allowed.
     reverts: Mutex<BTreeMap<u64, u64>>,
+    /// From which indexes on the log is kept for receivers of snapshots, and until when if that is known.
+    kept: Mutex<BTreeMap<u64, (u64, Option<Instant>)>>,
 }
 
 /// The newest that the voters of a group have, all of them having answered.
@@ -69,6 +75,7 @@ impl Local {
         preference: Vec<u64>,
         log: GroupLog,
         time: Arc<dyn GroupTime>,
+        snapshots: Arc<dyn Snapshots>,
         quiet: bool,
     ) -> Local {
         Local {
@@ -77,6 +84,7 @@ impl Local {
             preference,
             log,
             time,
+            snapshots,
             raft: OnceLock::new(),
             quiet: AtomicBool::new(quiet),
             everywhere: AtomicU64::new(0),
@@ -87,6 +95,7 @@ impl Local {
             claim: Mutex::default(),
             cut_off: Mutex::default(),
             reverts: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -122,6 +131,32 @@ impl Local {
     /// Whether it waits before an entry that it cannot apply.
     pub(super) fn set_waiting(&self, waits: bool) {
         self.waiting.store(waits, Ordering::SeqCst);
+    }
+
+    /// Whether it waits before an entry that it cannot apply.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// The log is kept behind `index` until [`Local::keep_until`] says how long.
+    pub(super) fn keep_from(&self, key: u64, index: u64) -> u64 {
+        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(key, (index, None));
+        key
+    }
+
+    /// What was kept under `key` may go from then on.
+    pub(super) fn keep_until(&self, key: u64, until: Instant) {
+        if let Some(kept) = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_mut(&key) {
+            kept.1 = Some(until);
+        }
+    }
+
+    /// The highest index to which the log may be purged for the sake of receivers of snapshots.
+    pub(super) fn purge_limit(&self) -> u64 {
+        let now = Instant::now();
+        let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        kept.retain(|_, (_, until)| until.is_none_or(|until| now < until));
+        kept.values().map(|(index, _)| *index).min().unwrap_or(u64::MAX)
     }
 
     /// Votes asked for in `term` say that a majority has lost the leader on `node`.

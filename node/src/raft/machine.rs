@@ -20,9 +20,11 @@ use tokio::sync::watch;
 use super::{
     encode::{from_mark, to_mark},
     park::{self, Decision, Parking, Stop, Why},
+    snapshot::{Snap, Snapshots, Staged},
     types::{Entry, LogId, StoredMembership, Types, entry_position},
 };
 use crate::{
+    bug::Bug,
     log::{GroupLog, Index},
     panicked,
 };
@@ -50,6 +52,12 @@ pub trait Machine: Send + 'static {
     /// Whether a follower has to wait before it applies more: its memory is used up.
     fn must_wait(&self) -> bool {
         false
+    }
+
+    /// Makes a snapshot what the machine holds, instead of all it held, and shows it from then on. An error stops this replica.
+    fn install(&mut self, staged: Box<dyn Staged>) -> Result<(), String> {
+        let _ = staged;
+        Err("this machine takes no snapshots".to_owned())
     }
 
     /// Called with the term before the first entry is applied that this replica proposed as its leader in this process, and
@@ -113,6 +121,7 @@ pub(super) struct Applier {
     parking: Arc<Parking>,
     /// Entries up to here are applied before the group runs: that must not wait.
     replays_upto: u64,
+    snapshots: Arc<dyn Snapshots>,
 }
 
 impl Applier {
@@ -123,13 +132,31 @@ impl Applier {
         led: watch::Sender<u64>,
         parking: Arc<Parking>,
         replays_upto: u64,
+        snapshots: Arc<dyn Snapshots>,
     ) -> io::Result<Applier> {
         let mark = exclusive(machine).mark();
         let (applied, membership) = mark.map_or_else(|| Ok(Default::default()), from_mark)?;
         let former_term = log.vote().map_or(0, |vote| vote.term);
         let machine = Arc::clone(machine);
         let leading = None;
-        Ok(Applier { machine, applied, membership, replica, log, former_term, leading, led, parking, replays_upto })
+        Ok(Applier {
+            machine,
+            applied,
+            membership,
+            replica,
+            log,
+            former_term,
+            leading,
+            led,
+            parking,
+            replays_upto,
+            snapshots,
+        })
+    }
+
+    /// What openraft takes for a snapshot, by what is applied.
+    fn applied_meta(&self) -> alias::SnapshotMetaOf<Types> {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
     }
 
     /// Last entry applied.
@@ -255,7 +282,7 @@ fn exclusive(machine: &Shared) -> MutexGuard<'_, Box<dyn Machine>> {
 }
 
 impl RaftStateMachine<Types> for Applier {
-    type SnapshotData = ();
+    type SnapshotData = Snap;
     type SnapshotBuilder = Covered;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -281,28 +308,61 @@ impl RaftStateMachine<Types> for Applier {
     }
 
     async fn get_snapshot_builder(&mut self) -> Covered {
-        Covered { meta: SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() } }
+        let newest = self.snapshots.newest().filter(|_| !Bug::PurgeBeforeBase.is_in());
+        let meta = newest.and_then(|mark| meta_of(mark).ok());
+        // Without a base nothing is purged; a log that was purged all the same has one soon.
+        Covered { meta: meta.unwrap_or_else(|| self.applied_meta()) }
     }
 
-    async fn install_snapshot(&mut self, _: &alias::SnapshotMetaOf<Types>, (): ()) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots between nodes are not built yet"))
+    async fn install_snapshot(&mut self, meta: &alias::SnapshotMetaOf<Types>, snap: Snap) -> io::Result<()> {
+        let staged = match snap {
+            Snap::Staged(staged) => staged,
+            Snap::Outgoing(_) => return Err(io::Error::other("the store lies behind its own base")),
+            Snap::Nothing(why) => return Err(io::Error::other(why)),
+        };
+        // What of the log contradicts the snapshot was truncated: that must not come back beside its rows.
+        self.log.settle().await?;
+        let machine = Arc::clone(&self.machine);
+        let installed = tokio::task::spawn_blocking(move || {
+            catch_unwind(AssertUnwindSafe(|| exclusive(&machine).install(staged)))
+                .unwrap_or_else(|panic| Err(format!("panicked: {}", panicked::said(&*panic))))
+        });
+        installed.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<alias::SnapshotOf<Types, ()>>> {
-        Ok(None)
+    /// Never an error, and never nothing once the log was purged: openraft would stop the group for want of a snapshot that it asks
+    /// for. One that cannot be opened now is said when it is to be sent, and asked for again.
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<alias::SnapshotOf<Types, Snap>>> {
+        let why = match self.snapshots.open() {
+            Ok(Some(outgoing)) => match meta_of(outgoing.described().mark) {
+                Ok(meta) => return Ok(Some(Snapshot { meta, snapshot: Snap::Outgoing(outgoing) })),
+                Err(error) => error.to_string(),
+            },
+            Ok(None) if self.log.purged().is_none() => return Ok(None),
+            Ok(None) => "there is no base file yet".to_owned(),
+            Err(why) => why,
+        };
+        Ok(Some(Snapshot { meta: self.applied_meta(), snapshot: Snap::Nothing(why) }))
     }
 }
 
-/// What openraft takes for a snapshot: how far one would reach. It never purges beyond the newest; the log is purged on
-/// demand only (see `Group::purge_upto`), so that this need not be durable.
+fn meta_of(mark: Bytes) -> io::Result<alias::SnapshotMetaOf<Types>> {
+    let (last_log_id, last_membership) = from_mark(mark)?;
+    Ok(SnapshotMeta { last_log_id, last_membership })
+}
+
+/// How far a snapshot reaches: what openraft asks for before it purges, and all it needs to know. What is sent is the base file.
 pub(super) struct Covered {
     meta: alias::SnapshotMetaOf<Types>,
 }
 
 impl RaftSnapshotBuilder<Types> for Covered {
-    type SnapshotData = ();
+    type SnapshotData = Snap;
 
-    async fn build_snapshot(&mut self) -> io::Result<alias::SnapshotOf<Types, ()>> {
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: () })
+    async fn build_snapshot(&mut self) -> io::Result<alias::SnapshotOf<Types, Snap>> {
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: Snap::Nothing("it is read when it is sent".to_owned()) })
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! A [`Group`] is a running replica: proposals in, entries applied to its [`Machine`], leadership told. Its log is the node's
 //! (`storage` over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): `client` asks peers,
-//! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them. `presence` is what
-//! it knows of other nodes, `lost` what followers do when a leader's connections close; `time` is how the replicas of a group
-//! tell each other its time.
+//! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them; [`snapshot`] brings a
+//! replica that lies behind the others' logs up to them. `presence` is what it knows of other nodes, `lost` what followers do when a
+//! leader's connections close; `time` is how the replicas of a group tell each other its time.
 
 mod client;
 mod encode;
@@ -19,6 +19,7 @@ mod park;
 mod presence;
 mod service;
 mod settings;
+pub mod snapshot;
 mod storage;
 mod time;
 mod types;

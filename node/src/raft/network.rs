@@ -1,6 +1,7 @@
 //! This node's lines to its peers and the groups that use them.
 //!
-//! Per peer two connections: one for the appends of all groups, one for heartbeats, votes and transfers. Owns every task of
+//! Per peer two connections: one for the appends of all groups, one for heartbeats, votes and transfers of leadership; and one
+//! for each snapshot while it lasts. Owns every task of
 //! Raft's network; [`Network::shutdown`] ends them all. Knows which nodes are connected (`presence`) and has each led group
 //! told when a majority of its lines has closed: whatever was acknowledged before is no lease any more.
 
@@ -25,6 +26,7 @@ use super::{
     local::Local,
     presence::Presence,
     service::RaftService,
+    snapshot::Turns,
 };
 use crate::{clock::Clock, log::GroupId};
 
@@ -38,6 +40,7 @@ struct Inner {
     peers: Mutex<BTreeMap<(u64, String), Arc<Peer>>>,
     groups: Mutex<BTreeMap<GroupId, Arc<Local>>>,
     keys: AtomicU64,
+    turns: Turns,
     /// Set once, when the first group is registered: the task that looks after closed lines runs.
     watched: OnceLock<()>,
 }
@@ -66,6 +69,7 @@ impl Network {
             peers: Mutex::default(),
             groups: Mutex::default(),
             keys: AtomicU64::new(1),
+            turns: Turns::default(),
             watched: OnceLock::new(),
         }))
     }
@@ -108,6 +112,16 @@ impl Network {
             })
         };
         lock(&self.0.peers).entry(key).or_insert_with(open).clone()
+    }
+
+    /// What this node dials with.
+    pub(super) fn links(&self) -> Arc<dyn Links> {
+        self.0.home.links.clone()
+    }
+
+    /// Turns for snapshots.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.0.turns
     }
 
     /// A number that no other call or session of this node has.

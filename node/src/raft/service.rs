@@ -5,10 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream::BoxStream};
 use martlet_proto::cluster::raft::{
     self as wire, AppendCall, AppendFrame, AppendFrameReply, AppendReply, LivenessCall, LivenessFrame,
-    LivenessFrameReply, LivenessReply, SnapshotChunk, SnapshotReply, append_reply, liveness_call, liveness_reply,
+    LivenessFrameReply, LivenessReply, SnapshotCall, SnapshotReply, append_reply, liveness_call, liveness_reply,
 };
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest};
 use tokio::sync::{Semaphore, mpsc};
@@ -25,6 +25,7 @@ use super::{
     lost,
     network::Network,
     presence::Said,
+    snapshot,
     types::{Raft, Types},
 };
 use crate::log::GroupId;
@@ -33,6 +34,8 @@ use crate::log::GroupId;
 const REPLIES: usize = 1024;
 /// Calls of one liveness stream that are worked on at once; more wait in the connection.
 const LIVENESS_CALLS: usize = 1024;
+/// Replies of one snapshot that may wait to be sent.
+const SNAPSHOT_REPLIES: usize = 8;
 /// Replies in one frame.
 const FRAME_REPLIES: usize = 512;
 
@@ -52,6 +55,7 @@ impl RaftService {
 impl wire::raft_server::Raft for RaftService {
     type AppendStream = ReceiverStream<Result<AppendFrameReply, Status>>;
     type LivenessStream = ReceiverStream<Result<LivenessFrameReply, Status>>;
+    type SnapshotStream = BoxStream<'static, Result<SnapshotReply, Status>>;
 
     async fn append(&self, request: Request<Streaming<AppendFrame>>) -> Result<Response<Self::AppendStream>, Status> {
         let own = self.network.clone();
@@ -100,8 +104,18 @@ impl wire::raft_server::Raft for RaftService {
         Ok(Response::new(frames))
     }
 
-    async fn snapshot(&self, _: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotReply>, Status> {
-        Err(Status::unimplemented("snapshots between nodes are not built yet"))
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotCall>>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let (replies, stream) = mpsc::channel(SNAPSHOT_REPLIES);
+        let network = self.network.clone();
+        self.network.spawn(async move {
+            let last = snapshot::receive(&network, request.into_inner(), &replies).await;
+            // The sender has gone: it begins anew if it still has to.
+            let _ = replies.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream).map(Ok))))
     }
 }
 
@@ -223,7 +237,7 @@ fn outcome(result: StreamAppendResult<Types>) -> append_reply::Outcome {
 }
 
 /// The group, if the replica that is meant runs here.
-fn find(network: &Network, group: u32, replica: u64) -> Result<(Arc<Local>, Raft), String> {
+pub(super) fn find(network: &Network, group: u32, replica: u64) -> Result<(Arc<Local>, Raft), String> {
     let local = network.local(GroupId(group)).filter(|local| local.replica == replica);
     let running = local.and_then(|local| local.raft.get().cloned().map(|raft| (local, raft)));
     running.ok_or_else(|| format!("replica {replica} of {} is not here", GroupId(group)))

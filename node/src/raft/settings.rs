@@ -33,8 +33,8 @@ pub struct RaftSettings {
     pub balance_after: Duration,
     /// Most entries in one append between nodes.
     pub append_entries_max: u64,
-    /// Entries kept behind the purge point that would be possible: a replica that dropped the end of its log finds them.
-    /// More costs disk.
+    /// Entries kept behind the purge point that would be possible: a replica that lags a bit, or dropped the end of its log,
+    /// finds them. Beyond `log.checkpoint_bytes` of log they go all the same. Fewer send snapshots sooner; more costs disk.
     pub kept_entries: u64,
 }
 

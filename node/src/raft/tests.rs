@@ -125,8 +125,15 @@ impl Node {
         let seen = Arc::<Mutex<Seen>>::default();
         let preference = (1..=9).map(|id| id * 10).collect();
         let time = Arc::<Known>::default();
-        let config =
-            GroupConfig { group: GROUP, replica: id * 10, preference, settings, decisions, time: time.clone() };
+        let config = GroupConfig {
+            group: GROUP,
+            replica: id * 10,
+            preference,
+            settings,
+            decisions,
+            time: time.clone(),
+            snapshots: Arc::new(snapshot::NoSnapshots),
+        };
         let machine = Box::new(Counter(seen.clone()));
         let group = Group::start(config, &log, machine, &network).await.unwrap();
         Node { id, disk, log, network, group, seen, serving, time }
@@ -661,8 +668,15 @@ async fn a_store_with_entries_beside_a_log_without_a_vote_is_not_started_from() 
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk)).unwrap();
         let decisions = cluster.decisions.clone();
-        let (preference, settings, time) = (vec![10], settings(), Arc::new(Timeless));
-        let config = GroupConfig { group: GROUP, replica: 10, preference, settings, decisions, time };
+        let config = GroupConfig {
+            group: GROUP,
+            replica: 10,
+            preference: vec![10],
+            settings: settings(),
+            decisions,
+            time: Arc::new(Timeless),
+            snapshots: Arc::new(snapshot::NoSnapshots),
+        };
         let network = Network::new(1, cluster.wiring.of(1), Arc::new(SystemClock), 1);
         let started = Group::start(config, &log, Box::new(Counter(seen.clone())), &network).await;
         network.shutdown();

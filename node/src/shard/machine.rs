@@ -26,7 +26,7 @@ use super::time::ShardTime;
 use crate::{
     clock::Clock,
     delivery::{desk::Desk, window::Waiting},
-    raft::{Fault, GroupTime, Index, Machine, MachineError, Reply},
+    raft::{Fault, GroupTime, Index, Machine, MachineError, Reply, snapshot::Staged},
     state::{ApplyError, Effect, MailboxRow, Rows, State, StateError, Write, waiting},
     store::{Mark, ShardStore, key},
 };
@@ -185,6 +185,20 @@ impl Replica {
         Ok((rows.iter().map(|(sequence, row)| ready(*sequence, row)).collect(), complete))
     }
 
+    /// Takes up the rows of a snapshot instead of its own.
+    fn install(&self, staged: Box<dyn Staged>) -> Result<(), String> {
+        let time_ms = {
+            // Nobody reads rows of one and state of the other.
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            staged.switch()?;
+            state.replace(&Seen(&*self.rows)).map_err(|error| error.to_string())?;
+            state.time_ms()
+        };
+        let now: Instant = self.clock.now();
+        self.time().applied(time_ms, now);
+        Ok(())
+    }
+
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -292,6 +306,10 @@ impl Machine for ShardMachine {
             MachineError { at, what: error.to_string(), fault: Fault::Entry { operation } }
         })?;
         self.0.apply(at, mark, &entry)
+    }
+
+    fn install(&mut self, staged: Box<dyn Staged>) -> Result<(), String> {
+        self.0.install(staged)
     }
 
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError> {

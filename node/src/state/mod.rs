@@ -129,6 +129,15 @@ impl State {
         Ok(Self { shard, known, dedupe: dedupe::Dedupe::load(rows)?, warm: warm::Warm::default() })
     }
 
+    /// Takes up other rows instead of those before, those of a snapshot.
+    ///
+    /// # Errors
+    /// As [`State::load`]; the state is then as before.
+    pub fn replace(&mut self, rows: &dyn Rows) -> Result<(), StateError> {
+        *self = Self::load_knowing(rows, self.known)?;
+        Ok(())
+    }
+
     /// Applies the entry at log `index` to `rows`, which hold all entries before it and nothing of this one.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod poison;
 mod put_back;
 mod raise;
 mod serving;
+mod snapshots;
 mod state;
 mod times;
 mod watching;

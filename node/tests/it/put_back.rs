@@ -62,3 +62,11 @@ fn put_back_a_copied_entry_that_truncates_is_found() {
         "log::the_last_entries_of_an_idle_group_are_copied_forward_and_nothing_behind_them_is_lost",
     );
 }
+
+#[test]
+fn put_back_a_purge_before_the_base_is_found() {
+    assert_found(
+        Bug::PurgeBeforeBase,
+        "snapshots::promise_5_a_node_whose_sled_is_damaged_makes_its_rows_again_from_base_and_log",
+    );
+}
