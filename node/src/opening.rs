@@ -20,7 +20,7 @@ use crate::{
     replicas::Replica,
     shard::Kept,
     snapshots::StoreSnapshots,
-    store::{LogReach, ShardStore},
+    store::{LogReach, ShardStore, StoreError},
 };
 
 const RETRY: Duration = Duration::from_secs(5);
@@ -99,8 +99,12 @@ pub(crate) async fn open_rows(
     let begun = log.vote().is_some() || log.last().is_some();
     let reach = LogReach { purged: log.purged().map(|at| at.index), begun };
     let store = Arc::clone(&parts.store);
-    let opening = move || store.open_shard(replica, group.0, reach);
-    Ok(tokio::task::spawn_blocking(opening).await??)
+    let opened = tokio::task::spawn_blocking(move || store.open_shard(replica, group.0, reach)).await?;
+    opened.map_err(|error| match error {
+        // Whoever reads it looks at both.
+        StoreError::Lost { .. } => format!("{error}; the log is in {}", log.dir().display()).into(),
+        error => error.into(),
+    })
 }
 
 /// The snapshots of a replica.

@@ -1,6 +1,7 @@
 //! Groups of three nodes in one process, over real connections on loopback and disks that forget.
 
 mod parking;
+mod snapshots;
 
 use std::{
     collections::BTreeMap,
@@ -73,6 +74,10 @@ impl Machine for Counter {
         Ok(())
     }
 
+    fn install(&mut self, staged: Box<dyn snapshot::Staged>) -> Result<(), String> {
+        staged.switch()
+    }
+
     fn leading(&mut self, term: Option<u64>) {
         self.0.lock().unwrap().leading = term;
     }
@@ -97,6 +102,7 @@ struct Node {
     group: Group,
     seen: Arc<Mutex<Seen>>,
     time: Arc<Known>,
+    snapshots: Arc<snapshots::Words>,
     serving: JoinSet<()>,
 }
 
@@ -107,7 +113,7 @@ impl Node {
         disk: ForgetfulDisk,
         wiring: &Wiring,
         settings: RaftSettings,
-        decisions: Arc<dyn Decisions>,
+        (decisions, meter): (Arc<dyn Decisions>, Arc<snapshots::Meter>),
     ) -> Node {
         let config = LogConfig { segment_bytes: 256 << 10, drain_bytes: 64 << 10, ..LogConfig::new("wal") };
         let (log, _) = Log::open(config, Arc::new(disk.clone())).unwrap();
@@ -125,6 +131,7 @@ impl Node {
         let seen = Arc::<Mutex<Seen>>::default();
         let preference = (1..=9).map(|id| id * 10).collect();
         let time = Arc::<Known>::default();
+        let snapshots = Arc::new(snapshots::Words::new(&seen, meter));
         let config = GroupConfig {
             group: GROUP,
             replica: id * 10,
@@ -132,11 +139,11 @@ impl Node {
             settings,
             decisions,
             time: time.clone(),
-            snapshots: Arc::new(snapshot::NoSnapshots),
+            snapshots: snapshots.clone(),
         };
         let machine = Box::new(Counter(seen.clone()));
         let group = Group::start(config, &log, machine, &network).await.unwrap();
-        Node { id, disk, log, network, group, seen, serving, time }
+        Node { id, disk, log, network, group, seen, time, snapshots, serving }
     }
 
     /// As kill -9 leaves it: nothing is flushed, nothing is said.
@@ -173,6 +180,7 @@ struct Cluster {
     wiring: Wiring,
     nodes: BTreeMap<u64, Node>,
     decisions: Arc<parking::ByHand>,
+    meter: Arc<snapshots::Meter>,
 }
 
 impl Cluster {
@@ -186,8 +194,8 @@ impl Cluster {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.insert(id, listener.local_addr().unwrap());
         }
-        let (wiring, decisions) = (Wiring::new(Arc::new(DirectLinks)), Arc::default());
-        let mut cluster = Cluster { settings, addresses, wiring, nodes: BTreeMap::new(), decisions };
+        let (wiring, decisions, meter) = (Wiring::new(Arc::new(DirectLinks)), Arc::default(), Arc::default());
+        let mut cluster = Cluster { settings, addresses, wiring, nodes: BTreeMap::new(), decisions, meter };
         for id in 1..=count {
             cluster.start(id, ForgetfulDisk::new()).await;
         }
@@ -200,8 +208,8 @@ impl Cluster {
     }
 
     async fn start(&mut self, id: u64, disk: ForgetfulDisk) {
-        let (settings, decisions) = (self.settings.clone(), self.decisions.clone());
-        let node = Node::start(id, self.addresses[&id], disk, &self.wiring, settings, decisions).await;
+        let shared: (Arc<dyn Decisions>, _) = (self.decisions.clone(), self.meter.clone());
+        let node = Node::start(id, self.addresses[&id], disk, &self.wiring, self.settings.clone(), shared).await;
         self.nodes.insert(id, node);
     }
 

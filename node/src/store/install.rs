@@ -24,6 +24,7 @@ use super::{
     row::Region,
     shard::{Base, Hold, ShardStore},
 };
+use crate::disk::Disk;
 
 /// Between two looks whether a shard can be held.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -40,8 +41,24 @@ pub struct Incoming {
     /// Nothing else is received for this shard.
     alone: Alone,
     head: BaseHead,
-    path: PathBuf,
+    got: Got,
     writer: BaseWriter,
+}
+
+/// The file that is received; removed unless it becomes the base. A crash leaves it, and the next open removes it.
+#[derive(Debug)]
+struct Got {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Drop for Got {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let _ = self.disk.remove(&self.path);
+        }
+    }
 }
 
 /// Held while one snapshot of a shard is received or waits to be switched to.
@@ -61,8 +78,9 @@ pub struct Staged {
     rows: Arc<ShardStore>,
     seal: Seal,
     generation: u32,
-    path: PathBuf,
-    switched: bool,
+    got: Got,
+    /// The switch was tried: what came of it is for the next open to see.
+    is_tried: bool,
     _hold: Hold,
     _alone: Alone,
 }
@@ -77,10 +95,10 @@ impl Store {
             return Err(StoreError::Busy { replica, what: "a snapshot is being received" });
         }
         let alone = Alone(Arc::clone(rows));
-        let path = self.base_path(replica, "got");
-        let writer = BaseWriter::create(&*self.disk, &path, head.clone())?;
+        let got = Got { disk: Arc::clone(&self.disk), path: self.base_path(replica, "got"), is_kept: false };
+        let writer = BaseWriter::create(&*self.disk, &got.path, head.clone())?;
         let (store, rows) = (Arc::clone(self), Arc::clone(rows));
-        Ok(Incoming { store, rows, alone, head, path, writer })
+        Ok(Incoming { store, rows, alone, head, got, writer })
     }
 
     /// Puts the rows of a base under a generation of their own, durably, and reads them back.
@@ -171,18 +189,18 @@ impl Incoming {
     /// All chunks are here: makes the file durable and stages its rows. `staged` is told, now and then, how many were handled, so
     /// that the peer can be told that it goes on.
     pub fn finish(self, staged: impl FnMut(u64)) -> Result<Staged, StoreError> {
-        let Self { store, rows, alone, head, path, mut writer } = self;
+        let Self { store, rows, alone, head, got, mut writer } = self;
         writer.end()?;
         let dir = &store.config.dir;
         store.disk.sync_dir(dir).map_err(|e| super::redo::failed("sync", dir, e))?;
-        let gone = || StoreError::Base { path: path.clone(), offset: 0, what: "it is gone".into() };
-        let base = BaseFile::open(&*store.disk, &path)?.ok_or_else(gone)?;
+        let gone = || StoreError::Base { path: got.path.clone(), offset: 0, what: "it is gone".into() };
+        let base = BaseFile::open(&*store.disk, &got.path)?.ok_or_else(gone)?;
 
         let hold = store.hold(&rows)?;
         // From here on what was staged is swept if it comes to nothing.
         let generation = rows.fresh_generation();
         let staging =
-            Staged { store, rows, seal: head.seal, generation, path, switched: false, _hold: hold, _alone: alone };
+            Staged { store, rows, seal: head.seal, generation, got, is_tried: false, _hold: hold, _alone: alone };
         let Staged { store, rows, .. } = &staging;
         store.stage(&base, rows.region_of(generation), staged).inspect_err(|error| rows.note(error))?;
         Ok(staging)
@@ -209,15 +227,15 @@ impl Staged {
                 clear_redo(&*store.disk, &store.redo_path)?;
             }
             let head = Head { dropped: false, generation: self.generation, seal: Some(self.seal.clone()) };
+            (self.is_tried, self.got.is_kept) = (true, true);
             let switched = self.rows.switch(self.generation, &self.seal, || write_head(&*store.engine, replica, &head));
             if let Err(error) = switched {
                 store.suspect(&error);
                 return Err(cycle.fail(&error));
             }
-            self.switched = true;
         }
         store.orphaned(replica, before, before + 1);
-        base::publish(&*store.disk, &self.path, &store.base_path(replica, "base"))?;
+        base::publish(&*store.disk, &self.got.path, &store.base_path(replica, "base"))?;
         let bytes = store.open_base(&self.rows)?.map_or(0, |base| base.bytes());
         let base = Base { mark: self.seal.mark.clone(), bytes, since: store.clock.now(), damaged: false };
         self.rows.set_base(Some(base));
@@ -227,10 +245,8 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if !self.switched {
+        if !self.is_tried {
             self.store.orphaned(self.rows.replica(), self.generation, self.generation + 1);
-            // It only takes room; the next start removes it too.
-            let _ = self.store.disk.remove(&self.path);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! the one who repairs.
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, base,
     checkpoint::clear_redo,
     engine::{BATCH_MAX, Engine, Op},
     head::Head,
@@ -102,6 +102,12 @@ impl Store {
         let head = Head { dropped: true, generation: 1, seal: None };
         let written = self.engine.batch(&[head.put(replica)]).and_then(|()| self.engine.make_durable());
         written.map_err(|error| cycle.fail(&error.into()))?;
+        for kind in ["base", "new", "got"] {
+            // They only take room, and are never read again.
+            if let Err(error) = base::remove(&*self.disk, &self.base_path(replica, kind)) {
+                tracing::warn!(%error, replica, "a file of a replica that was dropped stays");
+            }
+        }
         orphans.push(rows_of(replica));
         Ok(())
     }

@@ -120,10 +120,7 @@ impl Store {
                 if at >= needed {
                     return Ok(self.with_base(shard, base.as_ref(), base_error));
                 }
-                let aside =
-                    self.aside.as_ref().map_or_else(String::new, |to| format!(", it was moved to {}", to.display()));
-                let needed = needed.unwrap_or(0);
-                format!("its store is at index {at:?}, where at least {needed} was once kept{aside}")
+                fell_back(at, needed.unwrap_or(0), self.aside.as_deref())
             }
             Err(error @ StoreError::Damaged { .. }) => error.to_string(),
             Err(error) => return Err(error),
@@ -253,6 +250,14 @@ impl Store {
             // The rows' checksums and sums are still compared at the next start.
             tracing::error!(%source, path = %path.display(), "it could not be noted that a sync of sled's file failed");
         }
+    }
+}
+
+fn fell_back(at: Option<u64>, needed: u64, aside: Option<&Path>) -> String {
+    let at = at.map_or_else(|| "its store is empty".into(), |at| format!("its store ends at index {at}"));
+    match aside {
+        Some(aside) => format!("{at}, what it held was moved to {}", aside.display()),
+        None => format!("{at}, and has fallen back or was replaced: it once held index {needed}"),
     }
 }
 

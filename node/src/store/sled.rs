@@ -10,6 +10,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::RwLock,
+    thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -68,7 +70,22 @@ impl SledEngine {
     }
 }
 
+/// Tries to open it while its file is still locked, and the pause between two. The last handle of one that was closed is let go of
+/// by a thread of sled's own, a moment later; another process is kept out by the lock of the data directory.
+const TRIES_MAX: u32 = 40;
+const TRY_PAUSE: Duration = Duration::from_millis(50);
+
 fn open(dir: &Path, cache_bytes: u64) -> Result<::sled::Db, EngineError> {
+    for _ in 1..TRIES_MAX {
+        match open_once(dir, cache_bytes) {
+            Err(error) if error.what.contains("could not acquire lock") => thread::sleep(TRY_PAUSE),
+            opened => return opened,
+        }
+    }
+    open_once(dir, cache_bytes)
+}
+
+fn open_once(dir: &Path, cache_bytes: u64) -> Result<::sled::Db, EngineError> {
     // No flusher thread: durability is asked for, and background writes would only compete with the log.
     let config = ::sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
     let failed = |what: String, damaged| EngineError { doing: "open", path: dir.to_owned(), what, damaged };
