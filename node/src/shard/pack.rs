@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_its_bounds_it_takes_neither_batches_nor_acks() {
+    fn promise_8_beyond_its_bounds_it_takes_neither_batches_nor_acks_core() {
         let mut packer = packer();
         packer.push(1, 900, 1).unwrap();
         assert_eq!(packer.push(2, 101, 1), Err(Full(2)));

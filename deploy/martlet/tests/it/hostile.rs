@@ -51,13 +51,15 @@ fn head(further: &str) -> String {
     )
 }
 
-/// Asserts that a new device can enrol, connect and be reached.
+/// Asserts that a new device can enrol, connect and be reached, and that nothing has panicked.
 fn others_are_served(broker: &Broker) {
     let identity = check_in(broker);
     let token = identity.register(broker, APP, ONE.0);
     let mut mcs = identity.connect(broker);
     accepted(&send_json(&broker.address("http"), ONE.1, &json!({ "to": token, "data": { "k": "v" } })));
     assert_eq!(value(&mcs.message(), "k"), Some("v"));
+    let log = broker.log_text();
+    assert!(!log.contains("panicked at"), "{log}");
 }
 
 /// Asserts one result with a message id.
@@ -107,7 +109,7 @@ fn promise_7_too_many_headers_and_one_huge_header_give_431_and_are_counted() {
 }
 
 #[test]
-fn slow_heads_and_bodies_end_at_their_timeouts_and_are_counted() {
+fn promise_8_slow_heads_and_bodies_end_at_their_timeouts_and_are_counted() {
     let broker = broker_with("[http]\nheader_timeout = \"1s\"\nbody_timeout = \"1s\"\n");
     let address = broker.address("http");
     let mut silent = Http::connect(&address);
@@ -135,7 +137,7 @@ fn slow_heads_and_bodies_end_at_their_timeouts_and_are_counted() {
 }
 
 #[test]
-fn promise_7_ten_mib_give_413_with_a_length_and_chunked_and_are_counted() {
+fn promise_7_promise_8_ten_mib_give_413_with_a_length_and_chunked_and_are_counted() {
     let broker = shared();
     let before = limits(broker, "Body");
     let body = vec![b' '; 10 * MIB];

@@ -37,7 +37,7 @@ fn met(broker: &Broker, what: &str) -> Value {
     last_line(&mut hostile(broker, what, "nobody"))
 }
 
-/// Asserts that app servers and devices are served, over HTTP/1.1 and beside what is under way.
+/// Asserts that app servers and devices are served, over HTTP/1.1 and beside what is under way, and that nothing has panicked.
 fn others_are_served(broker: &Broker) {
     let identity = check_in(broker);
     let token = identity.register(broker, APP, ONE.0);
@@ -45,6 +45,8 @@ fn others_are_served(broker: &Broker) {
     let answer = send_json(&broker.address("http"), ONE.1, &json!({ "to": token, "data": { "k": "v" } }));
     assert_eq!(answer.json()["success"], 1);
     assert_eq!(value(&mcs.message(), "k"), Some("v"));
+    let log = broker.log_text();
+    assert!(!log.contains("panicked at"), "{log}");
 }
 
 /// What differs from one answer to the next: ids.
@@ -149,7 +151,7 @@ fn h015_a_drain_says_goaway_and_answers_what_is_open() {
 }
 
 #[test]
-fn h015_requests_taken_back_without_end_close_their_connection_and_are_counted() {
+fn h015_promise_7_requests_taken_back_without_end_close_their_connection_and_are_counted() {
     let broker = shared();
     let limits = || broker.metric("martlet_gateway_limits_reached_total{limit=\"Resets\"}");
     let rapid = met(broker, "reset");
@@ -164,7 +166,7 @@ fn h015_requests_taken_back_without_end_close_their_connection_and_are_counted()
 }
 
 #[test]
-fn h015_endless_heads_garbage_and_bodies_beyond_the_window_close_their_connection() {
+fn h015_promise_7_endless_heads_garbage_and_bodies_beyond_the_window_close_their_connection() {
     let broker = shared();
     let endless = met(broker, "continuation");
     assert_eq!(endless["ended"], true, "{endless}");
@@ -177,7 +179,7 @@ fn h015_endless_heads_garbage_and_bodies_beyond_the_window_close_their_connectio
 }
 
 #[test]
-fn h015_more_streams_than_allowed_are_refused_and_the_others_answered() {
+fn h015_promise_8_more_streams_than_allowed_are_refused_and_the_others_answered() {
     let broker = shared();
     let identity = check_in(broker);
     let token = identity.register(broker, APP, ONE.0);
@@ -186,7 +188,7 @@ fn h015_more_streams_than_allowed_are_refused_and_the_others_answered() {
 }
 
 #[test]
-fn h015_floods_of_settings_and_pings_hold_neither_memory_nor_others() {
+fn h015_promise_7_promise_8_floods_of_settings_and_pings_hold_neither_memory_nor_others() {
     let broker = Broker::start();
     others_are_served(&broker);
     let before = broker.resident_bytes();
