@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> HttpAnswer {
-        HttpAnswer { status, body: Bytes::from(body.to_owned()) }
+        HttpAnswer { status, body: Bytes::from(body.to_owned()), retry_after: None }
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub struct HttpAnswer {
     pub status: u16,
     /// Body, complete.
     pub body: Bytes,
+    /// `Retry-After`, as it was written.
+    pub retry_after: Option<String>,
 }
 
 impl HttpClient {
@@ -175,13 +177,15 @@ impl HttpClient {
             match Connection::driven(&mut connection.bytes, answering).await {
                 Ok(answer) => {
                     let status = answer.status().as_u16();
+                    let retry_after = answer.headers().get(hyper::header::RETRY_AFTER);
+                    let retry_after = retry_after.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
                     let body = Limited::new(answer.into_body(), ANSWER_MAX_BYTES).collect();
                     let body = Connection::driven(&mut connection.bytes, body).await;
                     let body = body.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?.to_bytes();
                     if connection.is_reusable().await {
                         self.kept().push(connection);
                     }
-                    return Ok(HttpAnswer { status, body });
+                    return Ok(HttpAnswer { status, body, retry_after });
                 }
                 Err(mut failed) => match failed.take_message() {
                     // Closed since it was last used, and not a byte of this request was written to it.

@@ -6,18 +6,19 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
 use crate::{
-    app_server::send_json,
-    broker::{Broker, ONE, shared},
+    app_server::{Http, send_json},
+    broker::{Broker, MARTLET, ONE, shared},
     device::{PATIENCE, check_in, value},
 };
 
@@ -26,7 +27,7 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 
 /// Where the libraries are installed: beside the executable's build, so that `cargo clean` removes them.
 fn installed(library: &str) -> PathBuf {
-    let target = Path::new(crate::broker::MARTLET).parent().unwrap().parent().unwrap();
+    let target = Path::new(MARTLET).parent().unwrap().parent().unwrap();
     target.join("clients").join(library)
 }
 
@@ -148,9 +149,15 @@ impl Drop for Script {
     }
 }
 
+/// Sends that a broker has answered, those with this status if one is given.
+fn requests(broker: &Broker, status: &str) -> f64 {
+    broker.metric(&format!("martlet_gateway_http_requests_total{{endpoint=\"Send\",status=\"{status}"))
+}
+
 #[test]
 fn h163_node_gcm_sends_each_message_once() {
-    let broker = shared();
+    // Of its own, so that its requests can be counted.
+    let broker = &Broker::start();
     let dir = npm("node-gcm");
     let identity = check_in(broker);
     let token = identity.register(broker, "com.example.app", ONE.0);
@@ -161,14 +168,15 @@ fn h163_node_gcm_sends_each_message_once() {
     assert_eq!(answers["many"]["results"][1]["error"], "InvalidRegistration");
     assert_eq!(answers["refused"], 401);
     let mut mcs = identity.connect(broker);
+    assert_eq!(requests(broker, ""), 4.0, "one for each call of the library");
     let arrived: Vec<_> = (0..4).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
     assert_eq!(arrived, ["1", "2", "2", "3"]);
     mcs.no_message();
 }
 
 #[test]
-fn h163_h165_python_gcm_and_pyfcm_send_each_message_once_and_never_repeat_a_success() {
-    let broker = shared();
+fn h163_python_gcm_and_pyfcm_send_each_message_once() {
+    let broker = &Broker::start();
     let dir = pip("python");
     let identity = check_in(broker);
     let token = identity.register(broker, "com.example.app", ONE.0);
@@ -182,10 +190,57 @@ fn h163_h165_python_gcm_and_pyfcm_send_each_message_once_and_never_repeat_a_succ
     assert_eq!(answers["refused"], "GCMAuthenticationException");
     assert_eq!((&answers["fcm_single"]["success"], &answers["fcm_multiple"]["success"]), (&json!(1), &json!(2)));
     assert_eq!(answers["fcm_dry"]["success"], 1);
+    assert_eq!(requests(broker, ""), 8.0, "one for each call of the libraries");
     let mut mcs = identity.connect(broker);
     let arrived: Vec<_> = (0..6).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
     assert_eq!(arrived, ["1", "2", "3", "4", "5", "5"]);
     mcs.no_message();
+}
+
+#[test]
+fn h165_pyfcm_comes_back_when_it_is_told_and_never_after_a_success() {
+    let mut broker = Broker::start();
+    let dir = pip("python");
+    let identity = check_in(&broker);
+    let token = identity.register(&broker, "com.example.app", ONE.0);
+    let (grpc, secret) = (broker.address("grpc"), broker.data().join("secret"));
+    // A gateway that finds no node answers 503, and when to come back.
+    broker.kill();
+    let [http, admin] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string());
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let text = format!(
+        "[gateway]\nseeds = [\"{grpc}\"]\nsecret_file = {secret:?}\nhttp = \"{http}\"\n[http]\nretry_after_secs = 1\n\
+         [admin]\nlisten = \"{admin}\"\n"
+    );
+    fs::write(config.path(), text).unwrap();
+    let mut gateway = Command::new(MARTLET);
+    let gateway = gateway.args(["gateway", "--config"]).arg(config.path()).stdin(Stdio::null());
+    let _gateway = Script { child: gateway.spawn().unwrap(), lines: mpsc::sync_channel(0).1 };
+    let until = Instant::now() + PATIENCE;
+    while TcpStream::connect(&http).is_err() || TcpStream::connect(&admin).is_err() {
+        assert!(Instant::now() < until, "the gateway does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let answered = |status: &str| {
+        let metrics = Http::connect(&admin).request("GET", "/metrics", &[], b"");
+        let begin = format!("martlet_gateway_http_requests_total{{endpoint=\"Send\",status=\"{status}\"}} ");
+        metrics.text().lines().find_map(|line| line.strip_prefix(&begin)?.parse::<u32>().ok()).unwrap_or(0)
+    };
+    let mut command = Command::new(dir.join("venv/bin/python"));
+    command.arg(dir.join("retry.py")).args([&format!("http://{http}/fcm/send"), ONE.1, &token]);
+    let script = Script::start(&mut command);
+    script.next("sends");
+    while answered("503") < 2 {
+        assert!(Instant::now() < until + PATIENCE, "it does not come back");
+        thread::sleep(Duration::from_millis(50));
+    }
+    broker.restart();
+    assert_eq!(script.next("success"), 1);
+    assert_eq!(answered("200"), 1, "and no more after that");
+    let mut mcs = identity.connect(&broker);
+    assert_eq!(value(&mcs.message(), "n"), Some("1"));
+    mcs.no_message();
+    assert_eq!(answered("200"), 1);
 }
 
 #[test]

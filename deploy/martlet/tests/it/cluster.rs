@@ -132,12 +132,12 @@ fn is_success(answer: &HttpAnswer) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn h117_h160_h161_h090_accepted_messages_survive_a_node_and_without_a_quorum_sends_are_refused_for_good() {
+async fn dl_20_h117_h160_h161_h090_accepted_messages_survive_a_node_and_without_a_quorum_sends_are_refused_for_good() {
     let (mut cluster, _dir) = start(1).await;
     let ends = Ends::new(&cluster).await;
     assert!(is_success(&ends.send_json(1).await));
 
-    // H117: the node that leads the shard is lost; the others have only what it sent them.
+    // DL-20, H117: the node that leads the shard is lost with kill -9; the others have only what it sent them.
     let lost = leader(&cluster, 1).await.unwrap();
     cluster.kill_node(lost).unwrap();
     let clock = RunClock::begin();
@@ -156,8 +156,12 @@ async fn h117_h160_h161_h090_accepted_messages_survive_a_node_and_without_a_quor
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         let refused = answer.status == 503 || text.contains(r#"{"error":"Unavailable"}"#);
         assert!(refused && !is_success(&answer), "{} {text}", answer.status);
+        // Whole seconds to wait stand on a 503, and on no 200.
+        assert_eq!(answer.status == 503, answer.retry_after.as_ref().is_some_and(|after| after.parse::<u32>().is_ok()));
+        assert!(answer.status == 503 || answer.retry_after.is_none());
         let answer = ends.send_form(n + 10).await;
         assert_eq!(answer.status, 503, "{}", String::from_utf8_lossy(&answer.body));
+        assert!(answer.retry_after.is_some_and(|after| after.parse::<u32>().is_ok()));
         assert!(!String::from_utf8_lossy(&answer.body).contains("Error="));
     }
 
