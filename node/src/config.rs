@@ -116,7 +116,8 @@ impl Config {
         if !self.node.listen.ip().is_loopback() && !self.node.insecure_grpc {
             return wrong(
                 "node.listen",
-                "gRPC has no TLS yet, so it binds to loopback only; set node.insecure_grpc if the network is closed by other means",
+                "gRPC has no TLS yet, so it binds to loopback only; --insecure-grpc (node.insecure_grpc) permits more where the network is \
+                 closed by other means",
             );
         }
         if !self.node.advertise.is_empty() && !self.node.advertise.rsplit_once(':').is_some_and(is_host_and_port) {

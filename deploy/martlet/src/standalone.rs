@@ -77,9 +77,12 @@ pub(crate) struct StandaloneArgs {
     /// Metrics and health.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9400")]
     admin: SocketAddr,
-    /// gRPC of the node. Loopback only: it has no TLS yet.
+    /// gRPC of the node. Loopback only, as it has no TLS yet, unless --insecure-grpc permits more.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     grpc: SocketAddr,
+    /// Permits gRPC without TLS on an address other than loopback: for networks that are closed by other means.
+    #[arg(long)]
+    insecure_grpc: bool,
     /// The cluster secret; by default DIR/secret, made when missing.
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
@@ -114,6 +117,7 @@ pub(crate) async fn run(args: StandaloneArgs) -> Result<()> {
     config.process.admin.listen = args.admin;
 
     config.node.node.listen = args.grpc;
+    config.node.node.insecure_grpc |= args.insecure_grpc;
     config.node.node.data = args.data.join("node");
     config.node.node.secret_file.clone_from(&secret_file);
     let node =

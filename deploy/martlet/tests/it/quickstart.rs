@@ -1,8 +1,10 @@
 //! What a new user does: start, paste the printed lines, kill, start again; and what the executable says when something is off.
 
 use std::{
+    io::BufRead as _,
     net::TcpListener,
-    process::{Command, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -179,9 +181,138 @@ fn a_node_refuses_a_public_address_without_tls_unless_told() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("node.toml");
     std::fs::write(&config, "[node]\nlisten = \"0.0.0.0:0\"\n").unwrap();
-    let (status, _, said) = martlet(&["node", "--config", text(&config)]);
-    assert!(!status.success());
-    assert!(said.contains("node.listen") && said.contains("insecure_grpc"), "{said}");
+    let data = dir.path().join("data");
+    let node = ["node", "--config", text(&config)];
+    let standalone = [&["standalone", "--data", text(&data), "--grpc", "0.0.0.0:0"][..], &FREE_PORTS[..8]].concat();
+    for refused in [&node[..], &standalone] {
+        let (status, _, said) = martlet(refused);
+        assert!(!status.success());
+        assert!(said.contains("node.listen") && said.contains("--insecure-grpc"), "{said}");
+    }
+    assert!(!data.join("node/log").exists(), "nothing was begun");
+
+    let mut permitted = Running::start(&[&standalone[..], &["--insecure-grpc"]].concat());
+    let file = data.join("connection.json");
+    permitted.until("it serves", || file.exists());
+    let connection: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert!(connection["grpc"].as_str().unwrap().starts_with("0.0.0.0:"), "{connection}");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "ab".repeat(32)).unwrap();
+    let own = dir.path().join("own");
+    let whole = format!(
+        "[node]\nlisten = \"0.0.0.0:0\"\ndata = {own:?}\nsecret_file = {secret:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n"
+    );
+    std::fs::write(&config, whole).unwrap();
+    let mut permitted = Running::start(&[&node[..], &["--insecure-grpc"]].concat());
+    permitted.until("the node has begun its log", || own.join("log").exists());
+}
+
+/// Every listener of `standalone` on a port that is free; gRPC last.
+const FREE_PORTS: [&str; 10] = [
+    "--http",
+    "127.0.0.1:0",
+    "--https",
+    "127.0.0.1:0",
+    "--mcs",
+    "127.0.0.1:0",
+    "--admin",
+    "127.0.0.1:0",
+    "--grpc",
+    "127.0.0.1:0",
+];
+
+/// The executable, killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        Self::by(Command::new(MARTLET).args(arguments))
+    }
+
+    fn by(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + PRINTED;
+        while !holds() {
+            assert!(Instant::now() < end, "never: {what}");
+            assert_eq!(self.0.try_wait().unwrap(), None, "it has ended before {what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node and a gateway that serve nobody, by their configuration.
+fn idle_roles(dir: &Path) -> [Vec<String>; 2] {
+    let secret = dir.join("secret");
+    std::fs::write(&secret, "ab".repeat(32)).unwrap();
+    let admin = "[admin]\nlisten = \"127.0.0.1:0\"\n[telemetry]\nlog = \"debug\"\n";
+    let node =
+        format!("[node]\nlisten = \"127.0.0.1:0\"\ndata = {:?}\nsecret_file = {secret:?}\n{admin}", dir.join("own"));
+    let gateway =
+        format!("[gateway]\nseeds = [\"127.0.0.1:1\"]\nhttp = \"127.0.0.1:0\"\nsecret_file = {secret:?}\n{admin}");
+    [("node", node), ("gateway", gateway)].map(|(role, config)| {
+        let file = dir.join(role).with_extension("toml");
+        std::fs::write(&file, config).unwrap();
+        vec![role.to_owned(), "--config".to_owned(), text(&file).to_owned()]
+    })
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_at_the_start_of_every_role() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let standalone = [&["standalone", "--data", text(&data)][..], &FREE_PORTS].concat();
+    let mut roles = idle_roles(dir.path()).to_vec();
+    roles.push(standalone.into_iter().map(str::to_owned).collect());
+    for role in roles {
+        let script = r#"ulimit -S -n 128 && exec "$@""#;
+        let mut process = Running::by(Command::new("sh").args(["-c", script, "sh", MARTLET]).args(&role));
+        let limits = format!("/proc/{}/limits", process.0.id());
+        let open_files = || {
+            let text = std::fs::read_to_string(&limits).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+            let [soft, hard] = [0, 1].map(|nth| line.split_whitespace().nth(nth).unwrap().to_owned());
+            (soft, hard)
+        };
+        process.until(&format!("{} raised its limit", role[0]), || {
+            let (soft, hard) = open_files();
+            assert_ne!(hard, "128", "this machine permits too few descriptors to show it");
+            soft == hard
+        });
+    }
+}
+
+#[test]
+fn logs_are_json_lines_unless_a_terminal_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let first_line = |output: &mut dyn std::io::Read| {
+        let lines = std::io::BufReader::new(output).lines().map(Result::unwrap);
+        lines.map(|line| line.trim().to_owned()).find(|line| !line.is_empty()).unwrap()
+    };
+    for role in idle_roles(dir.path()) {
+        let mut piped = Running::start(&role.iter().map(String::as_str).collect::<Vec<_>>());
+        let line = first_line(piped.0.stderr.as_mut().unwrap());
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        for key in ["timestamp", "level", "target", "message"] {
+            assert!(json[key].is_string(), "{key}: {line}");
+        }
+        drop(piped);
+        // A terminal of its own; the role ends with it.
+        let terminal = "import pty, sys; pty.spawn(sys.argv[1:])";
+        let mut shown = Running::by(Command::new("python3").args(["-c", terminal, MARTLET]).args(&role));
+        let line = first_line(shown.0.stdout.as_mut().unwrap());
+        assert!(serde_json::from_str::<serde_json::Value>(&line).is_err(), "{line}");
+        assert!(["INFO", "DEBUG", "WARN"].iter().any(|level| line.contains(level)), "{line}");
+    }
 }
 
 #[test]
