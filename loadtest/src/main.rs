@@ -235,3 +235,43 @@ fn raise_descriptor_limit() {
     // With the limit as it was, a run of too many devices fails at connecting and says so.
     let _ = setrlimit(Resource::Nofile, limit);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENTS: [&str; 3] =
+        [include_str!("../README.md"), include_str!("../../README.md"), include_str!("../../.ci/run")];
+
+    #[test]
+    fn every_command_line_of_the_documents_is_understood() {
+        let mut seen = 0;
+        for text in DOCUMENTS {
+            for line in text.replace("\\\n", " ").lines() {
+                let line = line.trim().split(" #").next().unwrap_or_default();
+                let mut words = line.split_whitespace();
+                let program = words.next().unwrap_or_default();
+                if program != "martlet-loadtest" && !program.ends_with("/martlet-loadtest") {
+                    continue;
+                }
+                seen += 1;
+                let parsed = Cli::try_parse_from(std::iter::once("martlet-loadtest").chain(words));
+                assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            }
+        }
+        assert!(seen >= 12, "{seen} lines were found");
+    }
+
+    #[test]
+    fn steady_and_offline_drain_take_every_flag_that_runs_are_described_by() {
+        let flags = "--devices 10 --seconds 2 --rate 5 --recipients 2 --payload 100 --json --history run.jsonl \
+                     --local-cluster 3 --shards 4 --registered 20 --martlet target/release/martlet";
+        for scenario in ["steady", "offline-drain"] {
+            let words = ["martlet-loadtest", scenario].into_iter().chain(flags.split_whitespace());
+            let (Scenario::Steady(options) | Scenario::OfflineDrain(options)) = Cli::parse_from(words).scenario else {
+                panic!("{scenario} is another scenario");
+            };
+            assert_eq!((options.devices, options.registered, options.shards), (10, Some(20), 4));
+        }
+    }
+}

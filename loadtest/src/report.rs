@@ -12,7 +12,7 @@ use crate::{
 const VIOLATIONS_SHOWN: usize = 20;
 
 /// The figures of a run. Field names are the keys of the JSON line: they stay.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// Which scenario.
     pub scenario: &'static str,
@@ -158,4 +158,59 @@ impl Report {
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) fn to_f64(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::faults::table::{FaultReport, Row};
+
+    const README: &str = include_str!("../README.md");
+
+    /// The keys that a table of the README explains: first column, between backticks.
+    fn documented(section: &str, end: &str) -> BTreeSet<String> {
+        let from = README.split_once(section).unwrap().1;
+        let text = from.split_once(end).map_or(from, |(text, _)| text);
+        let cells = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |"));
+        let keys = cells.flat_map(|(cell, _)| cell.split(['`', ',', ' ']).filter(|word| !word.is_empty()));
+        // One of a list's entries.
+        keys.map(|key| key.trim_start_matches("kinds[].").to_owned()).collect()
+    }
+
+    fn keys(json: &str) -> BTreeSet<String> {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap();
+        json.as_object().unwrap().keys().cloned().collect()
+    }
+
+    #[test]
+    fn the_readme_explains_every_key_of_the_json_line_and_no_other() {
+        let report =
+            Report { idle: Some(IdleFigures::default()), storm: Some(StormFigures::default()), ..Report::default() };
+        assert_eq!(keys(&report.json()), documented("## The JSON line", "## Where the time goes"));
+        assert!(!report.json().contains('\n'), "one line");
+    }
+
+    #[test]
+    fn the_readme_explains_every_key_of_the_json_line_of_faults_and_no_other() {
+        let skipped = Row { skipped: Some("why".to_owned()), enable: Some("how".to_owned()), ..Row::default() };
+        let of_a_kind = keys(&serde_json::to_string(&skipped).unwrap());
+        let report = FaultReport {
+            scenario: "faults",
+            verdict: "kept",
+            seed: 1,
+            nodes: 3,
+            shards: 4,
+            devices: 8,
+            seconds: 1.0,
+            total: Row::default(),
+            dropped_by_limit: 0,
+            kinds: vec![skipped],
+            violations: Vec::new(),
+            machine: String::new(),
+        };
+        let all: BTreeSet<_> = keys(&report.json()).union(&of_a_kind).cloned().collect();
+        assert_eq!(all, documented("### Its JSON line", "\0"));
+    }
 }

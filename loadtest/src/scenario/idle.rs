@@ -29,7 +29,7 @@ pub(super) struct Empty {
 }
 
 /// Figures of `idle`. Field names are keys of the JSON line: they stay.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct IdleFigures {
     /// Share of one core that each process of the empty cluster uses, by name.
     pub empty_cpu_share_each: Vec<(String, f64)>,

@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Figures of `storm`. Field names are keys of the JSON line: they stay.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct StormFigures {
     /// CPU milliseconds of all server processes for each login of a device with nothing stored, TLS handshake included.
     pub login_cpu_ms: f64,

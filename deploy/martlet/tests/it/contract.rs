@@ -1,4 +1,5 @@
-//! The documents name only what exists: files and folders, subcommands, scenarios and flags.
+//! The documents name only what exists: files and folders, subcommands and their flags. Those of `martlet-loadtest` are looked at in
+//! its own package.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -28,6 +29,35 @@ fn every_path_that_a_document_names_exists() {
         }
     }
     assert!(seen > 10, "{seen} paths were found");
+}
+
+#[test]
+fn every_flag_that_a_document_gives_a_role_is_one() {
+    let mut seen = 0;
+    for document in DOCUMENTS {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        for line in text.split(['`', '\n']) {
+            let line = line.trim().split(" #").next().unwrap_or_default();
+            let line = line.strip_prefix("cargo run --release -- ").or_else(|| line.strip_prefix("martlet "));
+            let words: Vec<_> = line.into_iter().flat_map(str::split_whitespace).collect();
+            let role = words.iter().take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())).take(3);
+            let role: Vec<&str> = role.copied().collect();
+            let flags: Vec<_> = words.iter().filter(|word| word.starts_with("--")).collect();
+            if role.is_empty() || flags.is_empty() {
+                continue;
+            }
+            let (status, help, said) = martlet(&[&role[..], &["--help"]].concat());
+            assert!(status.success(), "{document}: {role:?}: {said}");
+            for flag in flags {
+                seen += 1;
+                assert!(
+                    help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
+                    "{document}: {role:?} {flag}"
+                );
+            }
+        }
+    }
+    assert!(seen >= 5, "{seen} flags were found");
 }
 
 #[test]
