@@ -1,7 +1,7 @@
 //! A commit and the end of a checkpoint at once: the frozen level must not go between what a commit reads and what it writes.
 
 use std::{
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
 
@@ -18,7 +18,7 @@ const BESIDE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 struct Gated {
     engine: Arc<MemoryEngine>,
-    reached: Sender<()>,
+    reached: SyncSender<()>,
     gate: Mutex<Receiver<()>>,
 }
 
@@ -57,7 +57,7 @@ impl Engine for Gated {
 /// A clock that, once armed, lets the checkpoint end at the next look and waits for that. A commit looks at it after it has read
 /// what it replaces and before it writes.
 #[derive(Debug, Default)]
-struct Meanwhile(Mutex<Option<(Sender<()>, Receiver<()>)>>);
+struct Meanwhile(Mutex<Option<(SyncSender<()>, Receiver<()>)>>);
 
 impl Clock for Meanwhile {
     fn now(&self) -> Instant {
@@ -86,7 +86,7 @@ fn must_hold_a_commit_replaces_what_it_read_also_when_a_checkpoint_ends_beside_i
         let entries =
             [vec![Write::Put { key: "k".into(), value: "old".into(), fresh: true }], vec![write.clone()], vec![]];
         let world = World::new();
-        let ((reached, at_gate), (gate, opened)) = (channel(), channel());
+        let ((reached, at_gate), (gate, opened)) = (sync_channel(16), sync_channel(16));
         let engine = Gated { engine: world.engine.clone(), reached, gate: Mutex::new(opened) };
         let clock = Arc::new(Meanwhile::default());
         let disk = Arc::new(world.disk.clone());
@@ -94,7 +94,7 @@ fn must_hold_a_commit_replaces_what_it_read_also_when_a_checkpoint_ends_beside_i
         let shard = store.shard(1).unwrap();
         shard.commit(mark(0), entries[0].clone()).unwrap();
 
-        let (ended, end) = channel();
+        let (ended, end) = sync_channel(1);
         let checkpointing = {
             let store = store.clone();
             thread::spawn(move || {
