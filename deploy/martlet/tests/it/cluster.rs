@@ -414,7 +414,6 @@ async fn promise_1_promise_2_promise_3_promise_4_kill_rounds_lose_nothing_and_ke
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "open defect: a node now and then does not end within 60 s of SIGTERM; run it with --ignored"]
 async fn promise_2_promise_3_promise_4_a_leader_that_is_stopped_and_comes_back_hands_out_nothing_stale() {
     let mut rig = Rig::start().await;
     for group in 1..=2 {
@@ -454,7 +453,6 @@ async fn leader_by(cluster: &Cluster, at: usize, group: u32) -> Option<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "open defect: a node now and then does not end within 60 s of SIGTERM; run it with --ignored"]
 async fn sigterm_of_each_node_in_turn_under_load_moves_every_leader_first_and_fails_no_send() {
     let mut rig = Rig::start().await;
     for node in 0..3 {

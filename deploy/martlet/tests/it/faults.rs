@@ -13,7 +13,6 @@ use crate::broker::MARTLET;
 const SEED: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "minutes long, and failed once beside the other tests on a loaded machine for a reason not found: run it with --ignored"]
 async fn promise_4_promise_5_accepted_messages_survive_pauses_restarts_and_damaged_files() {
     let seed = std::env::var("MARTLET_FAULT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
     let kinds =
