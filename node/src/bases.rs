@@ -4,14 +4,14 @@
 //! has grown ([`crate::log::Log::pins`]) come first, once [`crate::checkpoints`] has checkpointed them. A base costs the writing of
 //! all rows: a shard that has many and whose log is short waits until the node's log is halfway to its bound.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     checkpoints,
-    log::Pin,
+    log::{GroupId, Pin},
     parts::Parts,
     replicas::Replica,
     store::{Store, StoreError},
@@ -19,24 +19,27 @@ use crate::{
 
 /// Between two looks.
 const TICK: Duration = Duration::from_secs(1);
-/// A pass that failed is not tried again for this long: it would cost a disk that is full, or sled, more than it helps.
-const REST: Duration = Duration::from_secs(5);
-/// A base that pins the log is written when the log since it is this part of it.
+/// A pass that failed is not tried again for this long: it would cost a disk that is full, or sled, more than it helps, and keep
+/// the other shards from theirs.
+const REST: Duration = Duration::from_secs(10);
+/// A base of a shard that pins the log is written when the log since it is this part of it.
 const PINNED_PART: u64 = 4;
 
 /// Writes what is due until `end` fires. Owned by the node, which awaits it.
 pub(crate) async fn run(parts: Arc<Parts>, end: CancellationToken) {
+    let mut resting = BTreeMap::new();
     loop {
         tokio::select! { () = end.cancelled() => return, () = sleep(TICK) => {} }
-        while let Some(replica) = due(&parts) {
+        resting.retain(|_, until| Instant::now() < *until);
+        while let Some(replica) = due(&parts, |group| resting.contains_key(&group)) {
             if end.is_cancelled() {
                 return;
             }
-            if !write(&parts, &replica).await {
-                tokio::select! { () = end.cancelled() => return, () = sleep(REST) => {} }
-                break;
+            if write(&parts, &replica).await {
+                checkpoints::purge(&parts, &replica).await;
+            } else {
+                resting.insert(replica.group.id(), Instant::now() + REST);
             }
-            checkpoints::purge(&parts, &replica).await;
         }
     }
 }
@@ -73,7 +76,8 @@ fn is_due(standing: Standing, log_is_long: bool, floor: u64, factor: u64, grown:
     grown(bytes.saturating_mul(factor).max(floor))
 }
 
-fn due(parts: &Parts) -> Option<Replica> {
+/// The replica whose base is written next, among those that do not rest.
+fn due(parts: &Parts, rests: impl Fn(GroupId) -> bool) -> Option<Replica> {
     let pins = parts.log.pins();
     let (config, bounds) = (&parts.config.store, &parts.config.log);
     let half = bounds.checkpoint_bytes + bounds.kept_bytes_max.saturating_sub(bounds.checkpoint_bytes) / 2;
@@ -82,6 +86,7 @@ fn due(parts: &Parts) -> Option<Replica> {
         .replicas
         .all()
         .into_iter()
+        .filter(|replica| !rests(replica.group.id()))
         .filter_map(|replica| {
             let based = replica.rows.based();
             let standing = Standing {

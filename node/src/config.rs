@@ -81,11 +81,12 @@ impl Default for NodeConfig {
 pub struct LogSection {
     /// Bytes allocated per segment. Smaller segments free disk sooner and cost more copies of small records.
     pub segment_bytes: u64,
-    /// Bytes of log that begin a checkpoint of everything, so that the log can shrink. Less: more rows reach sled that an ack
-    /// would have spared it; more: a longer replay at a start.
+    /// Bytes of log that begin a checkpoint and a base file of whoever holds it up, so that the log can shrink, and beyond which
+    /// it is kept for no replica that lags: that one gets a snapshot. Less: more rows reach sled that an ack would have spared it;
+    /// more: a longer replay at a start.
     pub checkpoint_bytes: u64,
     /// Most bytes of log that are kept. Halfway there from `checkpoint_bytes` the last entries of idle shards are copied out of
-    /// old segments; beyond the bound, leaders refuse enqueues. Less refuses sooner when a checkpoint or a peer is held up; more
+    /// old segments; beyond the bound, leaders refuse enqueues. Less refuses sooner when a checkpoint or a base file is held up; more
     /// takes disk and makes a restart longer.
     pub kept_bytes_max: u64,
 }

@@ -35,13 +35,13 @@ impl Snapshots for StoreSnapshots {
     }
 
     fn receive(&self, told: Described) -> Result<Box<dyn Incoming>, String> {
-        let Described { index, mark, rows, sum } = told;
+        let Described { index, mark, rows, sum, bytes } = told;
         if mark.len() > store::MARK_MAX {
             return Err("the mark of the snapshot is too long".to_owned());
         }
         let seal = Seal { mark: Mark { index, bytes: mark }, rows, sum };
         let head = BaseHead { group: self.group.0, replica: self.rows.replica(), seal };
-        let incoming = self.store.receive(&self.rows, head).map_err(|error| error.to_string())?;
+        let incoming = self.store.receive(&self.rows, head, bytes).map_err(|error| error.to_string())?;
         Ok(Box::new(incoming))
     }
 
@@ -72,7 +72,7 @@ struct Reading {
 impl Outgoing for Reading {
     fn described(&self) -> Described {
         let Seal { mark: Mark { index, bytes }, rows, sum } = self.base.head().seal.clone();
-        Described { index, mark: bytes, rows, sum }
+        Described { index, mark: bytes, rows, sum, bytes: self.base.bytes() }
     }
 
     fn chunk(&mut self) -> Result<Option<Bytes>, String> {

@@ -5,8 +5,8 @@
 //!
 //! Each transfer has a connection of its own, so that it delays neither appends nor heartbeats. It goes in chunks of at most
 //! [`CHUNK_MAX`] bytes, each under a checksum and each acknowledged; at most [`UNTAKEN_MAX`] are under way, so that neither side
-//! ever holds more, whatever the snapshot's size. At most [`UNDER_WAY_MAX`] are sent, and as many received, by a node at a time: a
-//! sender waits for its turn, a receiver that has no room says so and is asked again. A transfer that breaks is begun anew.
+//! ever holds more, whatever the snapshot's size. At most [`UNDER_WAY_MAX`] are sent, and as many received, by a node at a time; both
+//! sides wait for their turns. A transfer that breaks is begun anew.
 //!
 //! While one is sent, and a while after, the sender's log is kept from its index on: the receiver goes on from there.
 
@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 
 use super::{
     encode::{from_mark, from_vote, to_vote},
@@ -48,6 +51,8 @@ pub const UNTAKEN_MAX: u64 = 4;
 pub const UNDER_WAY_MAX: usize = 2;
 /// A transfer on which nothing was heard for this long is given up. Longer than any step that has no sign of life.
 const STALLED: Duration = Duration::from_secs(60);
+/// Longest a receiver lets a sender wait for its turn; below [`STALLED`].
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// The log is kept for a receiver this long after a transfer ended: then it is caught up, or begins anew.
 const KEPT_AFTER: Duration = Duration::from_secs(60);
 
@@ -62,6 +67,8 @@ pub struct Described {
     pub rows: u64,
     /// Their sum.
     pub sum: u64,
+    /// Bytes of all chunks, about: whether there is room for them.
+    pub bytes: u64,
 }
 
 /// Where the snapshots of a replica come from, and where they go to. Nothing here is called on a task that must not wait for a
@@ -203,12 +210,14 @@ pub(super) async fn send(
         Snap::Staged(_) => return Err(unreachable("a snapshot that was received is not sent")),
     };
     let sending = async {
-        let _turn = network.turns().sending.acquire().await.expect("the semaphore is never closed");
         let (group, index) = (local.group, outgoing.described().index);
+        // A node that is down takes no turn from one that is there.
+        let client = connect(network, member).await?;
+        let _turn = network.turns().sending.acquire().await.expect("the semaphore is never closed");
         let _kept = Kept { local, key: local.keep_from(network.next_key(), index) };
         let mut under_way = UnderWay::begin(&local.snapshots, Way::Sent);
         tracing::info!(%group, target, index, "a snapshot is sent");
-        let sent = transfer(network, local, (target, member), vote, outgoing).await;
+        let sent = transfer(client, local, target, vote, outgoing).await;
         match &sent {
             Ok(vote) => {
                 under_way.done = true;
@@ -216,12 +225,22 @@ pub(super) async fn send(
             }
             Err(why) => tracing::warn!(%group, target, index, why, "a snapshot was not sent; it is begun anew"),
         }
-        sent.map(SnapshotResponse::new).map_err(unreachable)
+        sent.map(SnapshotResponse::new)
     };
     tokio::select! {
         closed = cancel => Err(StreamingError::Closed(closed)),
-        sent = sending => sent,
+        sent = sending => sent.map_err(unreachable),
     }
+}
+
+async fn connect(network: &Network, member: &Member) -> Result<RaftClient<Channel>, String> {
+    let endpoint = Endpoint::from_static("http://peer")
+        .http2_keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(DEAD_AFTER)
+        .keep_alive_while_idle(true);
+    let dialling = endpoint.connect_with_connector(Dialer::new(member.clone(), network.links()));
+    let channel = timeout(DIAL_TIMEOUT, dialling).await.map_err(|_| "dialling timed out".to_owned())?;
+    channel.map(RaftClient::new).map_err(|e| format!("dialling {}: {e}", member.address))
 }
 
 /// Keeps the log from being purged behind a snapshot's index; when it is dropped, for a while longer.
@@ -237,24 +256,15 @@ impl Drop for Kept<'_> {
 }
 
 async fn transfer(
-    network: &Network,
+    mut client: RaftClient<Channel>,
     local: &Local,
-    (target, member): (u64, &Member),
+    target: u64,
     vote: Vote,
     mut outgoing: Box<dyn Outgoing>,
 ) -> Result<Vote, String> {
-    let endpoint = Endpoint::from_static("http://peer")
-        .http2_keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(DEAD_AFTER)
-        .keep_alive_while_idle(true);
-    let dialling = endpoint.connect_with_connector(Dialer::new(member.clone(), network.links()));
-    let channel = timeout(DIAL_TIMEOUT, dialling)
-        .await
-        .map_err(|_| "dialling timed out".to_owned())?
-        .map_err(|e| format!("dialling {}: {e}", member.address))?;
     // Never filled: its room is for all that may be untaken, start and end.
     let (calls, stream) = mpsc::channel(UNTAKEN_MAX as usize + 2);
-    let Described { index, mark, rows, sum } = outgoing.described();
+    let Described { index, mark, rows, sum, bytes } = outgoing.described();
     let start = SnapshotStart {
         group: local.group.0,
         from_replica: local.replica,
@@ -264,13 +274,14 @@ async fn transfer(
         mark,
         rows,
         sum,
+        bytes,
     };
     let queue = |kind| {
         let queued = calls.try_send(SnapshotCall { kind: Some(kind) });
         queued.map_err(|_| "the connection takes no more".to_owned())
     };
     queue(snapshot_call::Kind::Start(start))?;
-    let mut replies = timeout(STALLED, RaftClient::new(channel).snapshot(ReceiverStream::new(stream)))
+    let mut replies = timeout(STALLED, client.snapshot(ReceiverStream::new(stream)))
         .await
         .map_err(|_| "no answer".to_owned())?
         .map_err(|e| e.to_string())?
@@ -340,15 +351,16 @@ async fn receive_all(
     if local.waits() {
         return Err("the replica waits before an entry that it cannot apply".to_owned());
     }
-    let SnapshotStart { group, from_replica, index, mark, rows, sum, .. } = start;
+    let SnapshotStart { group, from_replica, index, mark, rows, sum, bytes, .. } = start;
     let (at, last_membership) = from_mark(mark.clone()).map_err(|e| e.to_string())?;
     let last_log_id = at.filter(|at| at.index() == index).ok_or("a snapshot with the mark of another index")?;
-    let _turn = network.turns().receiving.try_acquire().map_err(|_| "other snapshots are being received".to_owned())?;
+    let turn = timeout(TURN_MAX, network.turns().receiving.acquire());
+    let _turn = turn.await.map_err(|_| "other snapshots are being received".to_owned())?;
     let mut under_way = UnderWay::begin(&local.snapshots, Way::Received);
     tracing::info!(group = %local.group, from_replica, index, rows, "a snapshot comes");
 
     let snapshots = local.snapshots.clone();
-    let mut incoming = blocking(move || snapshots.receive(Described { index, mark, rows, sum })).await??;
+    let mut incoming = blocking(move || snapshots.receive(Described { index, mark, rows, sum, bytes })).await??;
     let mut taken = 0;
     let count = loop {
         let SnapshotChunk { number, rows, crc32c } = match next(&mut calls).await? {

@@ -7,12 +7,13 @@
 //!
 //! At most one pass of a shard at a time; one that a snapshot waits for gives up.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use super::{
     Store, StoreError,
     base::{self, BaseFile, BaseHead, BaseWriter},
     head::{Head, Seal},
+    redo::failed,
     shard::{Base, ShardStore},
 };
 
@@ -23,6 +24,9 @@ impl Store {
     /// `group` is the number of its Raft group; a base of another is never taken for its own.
     pub fn write_base(&self, rows: &Arc<ShardStore>, group: u32) -> Result<Option<Base>, StoreError> {
         let replica = rows.replica();
+        // As long as the one before, and half of that again for what came since. One that does not fit would take the last room from
+        // the log first.
+        self.has_room(rows.base().map_or(0, |base| base.bytes).saturating_mul(3) / 2)?;
         let (hold, seal) = {
             let mut cycle = self.cycle.lock().expect("no panic under this lock");
             cycle.usable()?;
@@ -82,6 +86,16 @@ impl Store {
             tracing::error!(%error, replica = rows.replica(), "a base file is damaged; it is written again from sled");
             rows.base_is_damaged();
         }
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let dir = &self.config.dir;
+        let free = self.disk.space(dir).map_err(|e| failed("ask for room in", dir, e))?.free;
+        if free >= bytes {
+            return Ok(());
+        }
+        let what = format!("{free} bytes are free, {bytes} are needed");
+        Err(failed("write to", dir, io::Error::new(io::ErrorKind::StorageFull, what)))
     }
 
     /// A file of one replica beside sled: its base (`base`), one that is being written (`new`) or received (`got`).

@@ -86,11 +86,18 @@ pub struct Staged {
 }
 
 impl Store {
-    /// Begins to take a snapshot of a shard; `head` tells of the peer's base, for this replica.
+    /// Begins to take a snapshot of a shard; `head` tells of the peer's base, for this replica, and `bytes` how long that is.
     ///
-    /// [`StoreError::Busy`] while another is received.
-    pub fn receive(self: &Arc<Self>, rows: &Arc<ShardStore>, head: BaseHead) -> Result<Incoming, StoreError> {
+    /// [`StoreError::Busy`] while another is received, [`StoreError::Disk`] when there is no room for it.
+    pub fn receive(
+        self: &Arc<Self>,
+        rows: &Arc<ShardStore>,
+        head: BaseHead,
+        bytes: u64,
+    ) -> Result<Incoming, StoreError> {
         let replica = rows.replica();
+        // The file, and its rows in sled, which takes up to twice their bytes.
+        self.has_room(bytes.saturating_mul(3))?;
         if !rows.receive(true) {
             return Err(StoreError::Busy { replica, what: "a snapshot is being received" });
         }

@@ -112,7 +112,13 @@ struct Read {
 
 impl Outgoing for Read {
     fn described(&self) -> Described {
-        Described { index: index_of(&self.mark), mark: self.mark.clone(), rows: self.words.len() as u64, sum: 7 }
+        Described {
+            index: index_of(&self.mark),
+            mark: self.mark.clone(),
+            rows: self.words.len() as u64,
+            sum: 7,
+            bytes: 0,
+        }
     }
 
     fn chunk(&mut self) -> Result<Option<Bytes>, String> {

@@ -35,7 +35,7 @@ fn behind(world: &World) -> (Arc<Store>, Arc<ShardStore>) {
 }
 
 fn begin(store: &Arc<Store>, shard: &Arc<ShardStore>, source: &BaseFile) -> Result<Incoming, StoreError> {
-    store.receive(shard, BaseHead { replica: 1, ..source.head().clone() })
+    store.receive(shard, BaseHead { replica: 1, ..source.head().clone() }, source.bytes())
 }
 
 fn receive(store: &Arc<Store>, shard: &Arc<ShardStore>, source: &BaseFile) -> Result<Incoming, StoreError> {
@@ -190,4 +190,20 @@ fn promise_6_an_engine_that_refuses_once_only_delays_a_snapshot() {
     assert!(incoming.finish(|_| ()).is_err());
     install(&store, &shard, &source).unwrap();
     assert_eq!(differs(&shard, &entries, NEW), None);
+}
+
+#[test]
+fn promise_6_a_snapshot_or_a_base_that_does_not_fit_the_disk_is_not_begun() {
+    let (world, source, entries) = (World::new(), source(), script(1, LAST));
+    let (store, shard) = behind(&world);
+    install(&store, &shard, &source).unwrap();
+    replay(&shard, &entries, LAST).unwrap();
+    store.checkpoint(Which::All).unwrap();
+    world.disk.set_space(Space { free: source.bytes(), total: 1 << 40 });
+    assert!(matches!(begin(&store, &shard, &source), Err(StoreError::Disk { .. })));
+    assert!(matches!(store.write_base(&shard, GROUP), Err(StoreError::Disk { .. })));
+    assert_eq!(world.disk.files(), [Path::new(BASE)]);
+    world.disk.set_space(Space { free: 3 * source.bytes(), total: 1 << 40 });
+    assert!(store.write_base(&shard, GROUP).unwrap().is_some());
+    assert!(begin(&store, &shard, &source).is_ok());
 }
