@@ -218,10 +218,12 @@ mod tests {
     async fn a_connection_is_used_again_and_replaced_once_the_broker_has_closed_it() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let both_answered = tokio::sync::Notify::new();
         let broker = async {
             let (mut first, _) = listener.accept().await.unwrap();
             answer(&mut first).await;
             answer(&mut first).await;
+            both_answered.notified().await;
             drop(first);
             answer(&mut listener.accept().await.unwrap().0).await;
         };
@@ -229,6 +231,7 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(client.post("/path", &[], "x").await.unwrap().body, "ok");
             }
+            both_answered.notify_one();
             tokio::time::timeout(CONNECT_TIMEOUT, gone(&client)).await.unwrap();
             assert_eq!(client.post("/path", &[], "x").await.unwrap().status, 200);
         };

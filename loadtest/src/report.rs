@@ -186,8 +186,12 @@ mod tests {
 
     #[test]
     fn the_readme_explains_every_key_of_the_json_line_and_no_other() {
-        let report =
-            Report { idle: Some(IdleFigures::default()), storm: Some(StormFigures::default()), ..Report::default() };
+        let report = Report {
+            idle: Some(IdleFigures::default()),
+            storm: Some(StormFigures::default()),
+            restart: Some(RestartFigures::default()),
+            ..Report::default()
+        };
         assert_eq!(keys(&report.json()), documented("## The JSON line", "## Where the time goes"));
         assert!(!report.json().contains('\n'), "one line");
     }

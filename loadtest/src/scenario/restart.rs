@@ -31,7 +31,7 @@ const SERVE_PATIENCE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Figures of `restart`. Field names are keys of the JSON line: they stay.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct RestartFigures {
     /// Payload bytes that were stored and not delivered when the node was started again: messages acked, times their size.
     pub stored_bytes: u64,

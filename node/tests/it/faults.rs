@@ -129,6 +129,8 @@ fn jumps(seed: u64) -> Vec<(Fault, Duration)> {
 
 /// What is done, and what is sent meanwhile.
 struct Play {
+    /// Tells the history's file from those of other plays.
+    name: &'static str,
     steps: Vec<(Fault, Duration)>,
     ttl_secs: u32,
     /// Comes only at the end.
@@ -481,7 +483,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn promise_1_promise_2_promise_3_promise_4_faults_from_a_seed_lose_nothing_and_keep_the_order_core() {
     let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 3));
     for seed in first..first + seeds {
-        run(seed, Play { steps: plan(seed), ttl_secs: 86_400, away: None });
+        run(seed, Play { name: "mixed", steps: plan(seed), ttl_secs: 86_400, away: None });
     }
 }
 
@@ -489,16 +491,16 @@ fn promise_1_promise_2_promise_3_promise_4_faults_from_a_seed_lose_nothing_and_k
 fn promise_2_promise_3_promise_4_nodes_that_restart_while_clocks_are_wrong_end_no_time_to_live_core() {
     let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 2));
     for seed in first..first + seeds {
-        run(seed, Play { steps: jumps(seed), ttl_secs: 1_800, away: Some(DEVICES) });
+        run(seed, Play { name: "jumps", steps: jumps(seed), ttl_secs: 1_800, away: Some(DEVICES) });
     }
 }
 
 #[expect(clippy::print_stdout, reason = "the line that repeats the run")]
 fn run(seed: u64, play: Play) {
-    let Play { steps, ttl_secs, away } = play;
+    let Play { name, steps, ttl_secs, away } = play;
     println!("repeat with MARTLET_FAULT_SEED={seed} MARTLET_FAULT_SEEDS=1: {steps:?}");
     let outside = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let history = std::env::temp_dir().join(format!("martlet-faults-{}-{seed}.jsonl", std::process::id()));
+    let history = std::env::temp_dir().join(format!("martlet-faults-{}-{name}-{seed}.jsonl", std::process::id()));
     let mut world = World::new();
     let clients = outside.block_on(async {
         world.nodes.create(1, SHARDS).await.unwrap();
