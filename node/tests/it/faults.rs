@@ -8,6 +8,8 @@
 //! A second play is of clocks alone: they jump, one or all, and nodes restart one after the other while they are wrong, each once
 //! the last is back; what is sent lives half an hour, and some of it waits for a device that comes only at the end.
 //!
+//! A third is of absences: nodes come back to base files and snapshots, and more goes wrong while they catch up.
+//!
 //! No gateway stands between: nobody but the leader's lease keeps a device from hearing a stale leader.
 
 use std::{
@@ -29,6 +31,7 @@ use martlet_node::{
     Node, Surroundings,
     clock::turned::TurnedClock,
     disk::forgetful::ForgetfulDisk,
+    metrics::{Metrics, TransferLabel, TransferWay},
     raft::{DirectLinks, links::cuttable::Wiring},
 };
 use martlet_proto::cluster::queue::{
@@ -58,6 +61,12 @@ const FAULTS: usize = 7;
 const HOUR_MS: i64 = 3_600_000;
 /// Jumps of one seed of the second play.
 const JUMPS: usize = 4;
+/// Absences of one seed of the third play.
+const ABSENCES: usize = 3;
+/// Bytes of a message in the third play.
+const LARGE: usize = 4_000;
+/// Messages acked while a node is away: several times what makes a base file be written.
+const WORK: u64 = 150;
 /// Acked between a restart and the next fault there.
 const RESTED: u64 = 30;
 /// Messages that wait for the device that is away.
@@ -86,6 +95,8 @@ enum Fault {
     JumpEverywhere(i64),
     /// Until all run and what is sent is acked again.
     Rest,
+    /// Until the others have done work that is no longer in their logs. Whoever is down stays down.
+    Work,
 }
 
 fn plan(seed: u64) -> Vec<(Fault, Duration)> {
@@ -127,33 +138,74 @@ fn jumps(seed: u64) -> Vec<(Fault, Duration)> {
     steps
 }
 
+/// As [`plan`], of nodes that are away until the others' logs no longer hold what they lack, and of faults while they catch up.
+fn absences(seed: u64) -> Vec<(Fault, Duration)> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut steps = Vec::new();
+    for _ in 0..ABSENCES {
+        let node = rng.random_range(1..=NODES);
+        let other = 1 + (node + rng.random_range(0..NODES - 1)) % NODES;
+        let absence = match rng.random_range(0..3) {
+            0 => Fault::Isolate(node),
+            1 => Fault::Kill(node),
+            _ => Fault::PowerLoss(node, rng.random_bool(0.5).then(|| rng.random())),
+        };
+        let meanwhile = match rng.random_range(0..5) {
+            0 => Fault::Kill(node),
+            1 => Fault::PowerLoss(node, None),
+            2 => Fault::Kill(other),
+            3 => Fault::PowerLossEverywhere,
+            _ => Fault::Rest,
+        };
+        let mut pause = || Duration::from_millis(rng.random_range(10..300));
+        let steps_of_one = [absence, Fault::Work, Fault::HealAll, meanwhile, Fault::Rest];
+        steps.extend(steps_of_one.map(|fault| (fault, pause())));
+    }
+    steps
+}
+
 /// What is done, and what is sent meanwhile.
 struct Play {
     /// Tells the history's file from those of other plays.
-    name: &'static str,
+    called: &'static str,
     steps: Vec<(Fault, Duration)>,
     ttl_secs: u32,
     /// Comes only at the end.
     away: Option<u64>,
+    logs: Logs,
+}
+
+/// How long the nodes keep their logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Logs {
+    /// As long as a node lacks something: all of them catch up by the log.
+    Long,
+    /// Hardly: messages are large, and nodes that were away come back to base files and snapshots.
+    Short,
 }
 
 /// Three nodes, each on a runtime of its own, so that a crash ends all of its tasks at once.
 struct World {
+    logs: Logs,
     nodes: Nodes,
     wiring: Wiring,
     clocks: Vec<TurnedClock>,
     disks: Vec<ForgetfulDisk>,
     running: Vec<Option<Runtime>>,
+    /// Of every node that was ever started.
+    metrics: Vec<Arc<Metrics>>,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(logs: Logs) -> Self {
         let mut world = World {
+            logs,
             nodes: Nodes::new(NODES),
             wiring: Wiring::new(Arc::new(DirectLinks)),
             clocks: (0..NODES).map(|_| TurnedClock::running()).collect(),
             disks: (0..NODES).map(|_| ForgetfulDisk::new()).collect(),
             running: (0..NODES).map(|_| None).collect(),
+            metrics: Vec::new(),
         };
         (1..=NODES).for_each(|id| world.start(id));
         world
@@ -165,6 +217,12 @@ impl World {
         }
         let mut config = self.nodes.config(id);
         config.log.segment_bytes = 1 << 20;
+        if self.logs == Logs::Short {
+            config.log.checkpoint_bytes = 1 << 20;
+            config.raft.kept_entries = 0;
+            config.store.checkpoint_age = Duration::from_millis(200);
+            config.store.base_log_bytes_min = 128 << 10;
+        }
         let around = Surroundings {
             disk: Arc::new(self.disks[id - 1].clone()),
             clock: Arc::new(self.clocks[id - 1].clone()),
@@ -184,6 +242,7 @@ impl World {
             }
             panic!("node {id} does not start again: {}", refused.unwrap());
         });
+        self.metrics.push(node.started().metrics);
         runtime.spawn(node.run(CancellationToken::new()));
         self.running[id - 1] = Some(runtime);
     }
@@ -194,6 +253,12 @@ impl World {
             runtime.shutdown_timeout(Duration::from_secs(10));
             self.disks[id - 1] = left(&self.disks[id - 1]);
         }
+    }
+
+    /// Snapshots of shards that nodes took in.
+    fn snapshots(&self) -> u64 {
+        let way = TransferLabel { way: TransferWay::Received };
+        self.metrics.iter().map(|metrics| metrics.snapshots.get_or_create(&way).get()).sum()
     }
 
     fn heal_all(&self) {
@@ -217,7 +282,7 @@ impl World {
             Fault::PowerLoss(id, Some(torn)) => self.crash(id, |disk| disk.torn_power_cut(torn)),
             Fault::PowerLossEverywhere => (1..=NODES).for_each(|id| self.crash(id, ForgetfulDisk::power_cut)),
             Fault::Jump(id, by_ms) => self.clocks[id - 1].jump_ms(by_ms),
-            Fault::Rest => {}
+            Fault::Rest | Fault::Work => {}
             Fault::JumpEverywhere(by_ms) => self.clocks.iter().for_each(|clock| clock.jump_ms(by_ms)),
         }
     }
@@ -231,6 +296,7 @@ struct Clients {
     recorder: Arc<Recorder>,
     stop: Arc<AtomicBool>,
     numbers: Arc<AtomicU64>,
+    logs: Logs,
     /// Acked and not yet delivered, by count.
     acked: Arc<AtomicU64>,
     delivered: Arc<std::sync::Mutex<BTreeMap<String, bool>>>,
@@ -264,6 +330,14 @@ impl Clients {
         while self.acked.load(Ordering::SeqCst) < count && begun.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    fn payload(&self, op: &str) -> Bytes {
+        let mut payload = op.as_bytes().to_vec();
+        if self.logs == Logs::Short {
+            payload.resize(LARGE, b' ');
+        }
+        payload.into()
     }
 
     fn queue(&self, node: usize) -> QueueClient<Channel> {
@@ -334,7 +408,7 @@ impl Clients {
                 sender: SENDER.into(),
                 wire_from: SENDER.into(),
                 ttl_secs: self.ttl_secs,
-                payload: op.clone().into_bytes().into(),
+                payload: self.payload(&op),
                 ..Enqueue::default()
             };
             match self.answered(&mut node, shard(device), operation::Kind::Enqueue(enqueue)).await {
@@ -452,7 +526,8 @@ impl Attached {
     }
 
     async fn take(&self, clients: &Clients, device: u64, session: &str, delivery: Delivery) -> Option<(u64, String)> {
-        let op = String::from_utf8(delivery.message?.payload.to_vec()).unwrap();
+        let payload = delivery.message?.payload;
+        let op = std::str::from_utf8(&payload).unwrap().trim_end().to_owned();
         clients.record(What::Delivered {
             device: name(device),
             op: Some(op.clone()),
@@ -483,7 +558,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn promise_1_promise_2_promise_3_promise_4_faults_from_a_seed_lose_nothing_and_keep_the_order_core() {
     let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 3));
     for seed in first..first + seeds {
-        run(seed, Play { name: "mixed", steps: plan(seed), ttl_secs: 86_400, away: None });
+        run(seed, Play { called: "mixed", steps: plan(seed), ttl_secs: 86_400, away: None, logs: Logs::Long });
     }
 }
 
@@ -491,17 +566,32 @@ fn promise_1_promise_2_promise_3_promise_4_faults_from_a_seed_lose_nothing_and_k
 fn promise_2_promise_3_promise_4_nodes_that_restart_while_clocks_are_wrong_end_no_time_to_live_core() {
     let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 2));
     for seed in first..first + seeds {
-        run(seed, Play { name: "jumps", steps: jumps(seed), ttl_secs: 1_800, away: Some(DEVICES) });
+        run(seed, Play { called: "jumps", steps: jumps(seed), ttl_secs: 1_800, away: Some(DEVICES), logs: Logs::Long });
     }
 }
 
+#[test]
+fn promise_1_promise_2_promise_4_faults_from_a_seed_lose_nothing_while_nodes_come_back_to_snapshots_core() {
+    let (first, seeds) = (from_environment("MARTLET_FAULT_SEED", 1), from_environment("MARTLET_FAULT_SEEDS", 2));
+    let snapshots: u64 = (first..first + seeds)
+        .map(|seed| {
+            run(
+                seed,
+                Play { called: "short-logs", steps: absences(seed), ttl_secs: 86_400, away: None, logs: Logs::Short },
+            )
+        })
+        .sum();
+    assert!(snapshots > 0 || seeds == 1, "no node came back to a snapshot: the play shows nothing of them");
+}
+
+/// Plays, judges, and says how many snapshots nodes took in.
 #[expect(clippy::print_stdout, reason = "the line that repeats the run")]
-fn run(seed: u64, play: Play) {
-    let Play { name, steps, ttl_secs, away } = play;
+fn run(seed: u64, play: Play) -> u64 {
+    let Play { called, steps, ttl_secs, away, logs } = play;
     println!("repeat with MARTLET_FAULT_SEED={seed} MARTLET_FAULT_SEEDS=1: {steps:?}");
     let outside = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let history = std::env::temp_dir().join(format!("martlet-faults-{}-{name}-{seed}.jsonl", std::process::id()));
-    let mut world = World::new();
+    let history = std::env::temp_dir().join(format!("martlet-faults-{}-{called}-{seed}.jsonl", std::process::id()));
+    let mut world = World::new(logs);
     let clients = outside.block_on(async {
         world.nodes.create(1, SHARDS).await.unwrap();
         Clients {
@@ -509,6 +599,7 @@ fn run(seed: u64, play: Play) {
             clock: RunClock::begin(),
             recorder: Arc::new(Recorder::new(Some(&history)).unwrap()),
             stop: Arc::default(),
+            logs,
             numbers: Arc::new(AtomicU64::new(1)),
             acked: Arc::default(),
             delivered: Arc::default(),
@@ -533,11 +624,18 @@ fn run(seed: u64, play: Play) {
     for (fault, pause) in steps {
         world.suffer(fault);
         std::thread::sleep(pause);
-        (1..=NODES).for_each(|id| world.start(id));
-        if matches!(fault, Fault::Rest) {
-            clients.wait_acked(clients.acked.load(Ordering::SeqCst) + RESTED);
+        let away = logs == Logs::Short && matches!(fault, Fault::Kill(_) | Fault::PowerLoss(..) | Fault::Work);
+        if !away {
+            (1..=NODES).for_each(|id| world.start(id));
         }
+        let more = match fault {
+            Fault::Rest => RESTED,
+            Fault::Work => WORK,
+            _ => 0,
+        };
+        clients.wait_acked(clients.acked.load(Ordering::SeqCst) + more);
     }
+    (1..=NODES).for_each(|id| world.start(id));
     world.heal_all();
     // A plan may leave no quorum for most of it: what is sent afterwards shows that the nodes go on.
     clients.wait_acked(ACKED_MIN);
@@ -568,9 +666,11 @@ fn run(seed: u64, play: Play) {
     assert!(all.is_empty(), "seed {seed}, history {}:\n{}", history.display(), all.join("\n"));
     std::fs::remove_file(&history).unwrap();
     println!(
-        "seed {seed}: {} acked, {} unknown, {} duplicates",
+        "seed {seed}: {} acked, {} unknown, {} duplicates, {} snapshots",
         acked.load(Ordering::SeqCst),
         verdict.unknown,
-        verdict.duplicates
+        verdict.duplicates,
+        world.snapshots(),
     );
+    world.snapshots()
 }

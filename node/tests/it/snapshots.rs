@@ -32,6 +32,8 @@ const SHARD: GroupLabel = GroupLabel { group: 1 };
 /// Their mailboxes together are a base of many chunks.
 const DEVICES: u64 = 8;
 const PAYLOAD: usize = 4_000;
+/// Longest anything is waited for; a bound for a broken run, not a promise.
+const PATIENCE: Duration = Duration::from_secs(120);
 const RECEIVED: TransferLabel = TransferLabel { way: TransferWay::Received };
 const SENT: TransferLabel = TransferLabel { way: TransferWay::Sent };
 
@@ -150,9 +152,30 @@ impl World {
         (1..=self.running.len()).find(leads).unwrap()
     }
 
+    /// What every node says of its replicas, for a failure.
+    fn story(&self) -> String {
+        let told = |id: usize| {
+            let started = self.running[id - 1].as_ref().map(|running| &running.started);
+            let metrics = started.map(|started| &started.metrics);
+            let count = |way| {
+                metrics.map(|m| (m.snapshots.get_or_create(way).get(), m.snapshot_failures.get_or_create(way).get()))
+            };
+            let under_way = metrics.map(|m| m.snapshots_under_way.get_or_create(&RECEIVED).get());
+            format!(
+                "node {id}: purged {:?}, received {:?}, sent {:?}, under way {under_way:?}, {:?}\n{:#?}",
+                metrics.map(|m| m.purged.get_or_create(&SHARD).get()),
+                count(&RECEIVED),
+                count(&SENT),
+                started.map(|started| started.readiness().checks),
+                started.map(Started::status),
+            )
+        };
+        (1..=self.running.len()).map(told).collect::<Vec<_>>().join("\n")
+    }
+
     /// Waits until all replicas of both groups are at one index with one state.
     async fn alike(&self) {
-        until("all replicas are alike", async || {
+        let alike = || {
             [0, 1].into_iter().all(|group| {
                 let found: Vec<_> = (1..=self.running.len())
                     .filter_map(|id| self.started(id).status().into_iter().find(|status| status.group == group))
@@ -160,8 +183,13 @@ impl World {
                     .collect();
                 found.len() == self.running.len() && found.iter().all(|one| *one == found[0] && one.2.is_empty())
             })
-        })
-        .await;
+        };
+        let waiting = async {
+            while !alike() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, waiting).await.is_ok(), "the replicas are not alike:\n{}", self.story());
     }
 }
 
@@ -246,7 +274,7 @@ impl Load {
                 self.round(world).await;
             }
         };
-        assert!(timeout(Duration::from_secs(120), loading).await.is_ok(), "waited in vain until {what}");
+        assert!(timeout(PATIENCE, loading).await.is_ok(), "waited in vain until {what}:\n{}", world.story());
     }
 }
 
