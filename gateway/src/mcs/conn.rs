@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     future::{poll_fn, ready},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{self, Context, Poll},
     time::{Duration, Instant},
 };
@@ -147,6 +147,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     async fn run(&mut self, early: Frames, drain: &CancellationToken) -> Result<Infallible, Ended> {
         self.frames(early).await?;
         let mut frame_since = None;
+        // What waits from turn to turn is made once: to enter a timer costs more than a frame.
+        let mut drained = pin!(drain.cancelled());
+        let mut alarm = pin!(tokio::time::sleep_until(self.session.deadline().into()));
         loop {
             let mut more = true;
             for _ in 0..EVENTS_AT_ONCE {
@@ -164,6 +167,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             frame_since = stalled;
             let stalls_at = stalled.map(|since| since + self.mcs.config.frame_timeout);
             let wake = stalls_at.into_iter().chain(self.closing).fold(self.session.deadline(), Instant::min);
+            // One that is early looks again: deadlines move away with every frame.
+            if alarm.is_elapsed() || alarm.deadline() > wake.into() {
+                alarm.as_mut().reset(wake.into());
+            }
             tokio::select! {
                 frames = self.wire.frames() => {
                     let frames = frames?.ok_or(Ended::Lost)?;
@@ -174,11 +181,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 }
                 () = self.attachment.changed() => {}
                 () = ready(()), if more => {}
-                () = drain.cancelled(), if self.closing.is_none() => {
+                () = &mut drained, if self.closing.is_none() => {
                     let jitter = self.mcs.config.drain_spread.mul_f64(rand::rng().random::<f64>());
                     self.closing = Some(now + jitter);
                 }
-                () = tokio::time::sleep_until(wake.into()) => self.woken(stalls_at).await?,
+                () = &mut alarm => if self.mcs.clock.now() >= wake {
+                    self.woken(stalls_at).await?;
+                },
             }
         }
     }
