@@ -62,6 +62,8 @@ const DEAD_AFTER: Duration = Duration::from_secs(3);
 /// HTTP/2 windows, of a stream and of a connection, bytes: bulk of many groups at once does not wait for the round trip.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Largest HTTP/2 frame that is taken, bytes: packed entries come in one, not in pieces of 16 KiB.
+const FRAME_MAX: u32 = 256 << 10;
 /// Largest request that a service takes, bytes. A request holds many batches.
 const REQUEST_MAX: usize = 16 << 20;
 /// How long connections may stay open once no stream is served.
@@ -391,6 +393,7 @@ fn router(
         .http2_keepalive_timeout(Some(DEAD_AFTER))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_MAX)
         .add_service(
             QueueServer::new(queue).max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(REPLY_MAX),
         )

@@ -34,6 +34,14 @@ use crate::{
     metrics::{Limit, Metrics},
 };
 
+/// HTTP/2 windows, of a stream and of a connection, bytes, as nodes have them: what a node answers and delivers does not wait for
+/// the round trip. What is delivered is bounded by its credit all the same.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// See [`STREAM_WINDOW`].
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Largest HTTP/2 frame that is taken, bytes: packed messages come in one, not in pieces of 16 KiB.
+const FRAME_MAX: u32 = 256 << 10;
+
 /// Requests that wait in the stream: few, so that what comes meanwhile is packed together.
 const REQUESTS_MAX: usize = 2;
 /// How often calls that nobody waits for any more are forgotten.
@@ -93,6 +101,9 @@ pub(crate) fn channel(address: &str, config: &RouteConfig) -> Result<Channel, No
     Ok(endpoint
         .connect_timeout(config.connect_timeout)
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_MAX)
         .http2_keep_alive_interval(config.ping_interval)
         .keep_alive_timeout(config.ping_timeout)
         .keep_alive_while_idle(true)

@@ -225,6 +225,7 @@ impl<L: Lane> Line<L> {
         let channel = Endpoint::from_static("http://peer")
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(32 << 20)
+            .max_frame_size(256 << 10)
             .http2_keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(DEAD_AFTER)
             .keep_alive_while_idle(true)
