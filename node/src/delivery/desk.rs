@@ -22,7 +22,7 @@ use super::{
     link::{Link, LinkId, Links},
     window::Waiting,
 };
-use crate::shard::machine::{Change, ready};
+use crate::shard::machine::{Change, copied};
 
 /// One shard's attached devices.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Desk {
             for change in changes {
                 match change {
                     Change::Enqueued(device, sequence, row) => {
-                        attached.enqueued(device, || ready(sequence, row), todo);
+                        attached.enqueued(device, || copied(sequence, row), todo);
                     }
                     Change::Removed(device, sequence) => attached.removed(device, sequence, todo),
                     Change::None => {}

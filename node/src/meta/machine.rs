@@ -56,8 +56,8 @@ impl Machine for MetaMachine {
         self.rows.mark().map(|mark| mark.bytes)
     }
 
-    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-        let command = MetaCommand::decode(payload).map_err(|error| stopped(at, &error))?;
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &Bytes) -> Result<Reply, MachineError> {
+        let command = MetaCommand::decode(&payload[..]).map_err(|error| stopped(at, &error))?;
         let mut next = self.state.clone();
         let (answer, rows) = next.apply(at.index, &command);
         let writes = rows.into_iter().map(|row| Write::Put { key: row.key, value: row.value, fresh: false }).collect();

@@ -40,11 +40,12 @@ pub trait Machine: Send + 'static {
     /// applied again.
     fn mark(&self) -> Option<Bytes>;
 
-    /// Applies one proposed entry. `mark` is to be kept together with what the entry writes.
+    /// Applies one proposed entry. `mark` is to be kept together with what the entry writes. What is kept of `payload` must be
+    /// copied: a slice of it keeps the whole entry in memory.
     ///
     /// An error (or a panic) stops this replica, not the process; it must have written nothing. With [`Fault::Entry`] the machine
     /// is as before the call: the replica waits before the entry, and may be told to pass over it.
-    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError>;
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &Bytes) -> Result<Reply, MachineError>;
 
     /// An entry without a payload (a new term, a membership): only the mark moves.
     fn advance(&mut self, at: Index, mark: Bytes) -> Result<(), MachineError>;

@@ -55,12 +55,12 @@ impl Machine for Counter {
         self.0.lock().unwrap().mark.clone()
     }
 
-    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-        if payload == b"refuse" {
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &Bytes) -> Result<Reply, MachineError> {
+        if payload == "refuse" {
             return Err(MachineError { at, what: "asked to".to_owned(), fault: Fault::Replica });
         }
         let mut seen = self.0.lock().unwrap();
-        if payload == b"poison" && !seen.knows_poison {
+        if payload == "poison" && !seen.knows_poison {
             let fault = Fault::Entry { operation: "command 0, Poison".to_owned() };
             return Err(MachineError { at, what: "panicked: in a test".to_owned(), fault });
         }

@@ -235,7 +235,14 @@ pub enum Change<'a> {
     None,
 }
 
-/// A row as delivery takes it.
+/// A row as delivery takes it, out of an effect: what it keeps must not hold the row's whole entry in memory.
+pub fn copied(sequence: Sequence, row: &MailboxRow) -> Waiting {
+    let payload = Bytes::copy_from_slice(&row.message.payload);
+    let message = Arc::new(Message { payload, ..row.message.clone() });
+    Waiting { sequence, expires_ms: row.expiry_ms, message }
+}
+
+/// A row of the store as delivery takes it.
 pub fn ready(sequence: Sequence, row: &MailboxRow) -> Waiting {
     Waiting { sequence, expires_ms: row.expiry_ms, message: Arc::new(row.message.clone()) }
 }
@@ -300,8 +307,10 @@ impl Machine for ShardMachine {
         self.0.rows.mark().map(|mark| mark.bytes)
     }
 
-    fn apply(&mut self, at: Index, mark: Bytes, payload: &[u8]) -> Result<Reply, MachineError> {
-        let entry = Entry::decode(payload).map_err(|error| {
+    fn apply(&mut self, at: Index, mark: Bytes, payload: &Bytes) -> Result<Reply, MachineError> {
+        // Its fields are slices of the payload. The state copies what it keeps, delivery what is for an attached device: the other
+        // replicas copy no message but into its row.
+        let entry = Entry::decode(payload.clone()).map_err(|error| {
             let operation = "the entry as a whole".to_owned();
             MachineError { at, what: error.to_string(), fault: Fault::Entry { operation } }
         })?;

@@ -15,7 +15,7 @@ pub enum Effect {
         device_tag: DeviceTag,
         /// Its place; above every other of the mailbox.
         sequence: Sequence,
-        /// The row.
+        /// The row. Its bytes are slices of the entry that brought it: whoever keeps them copies them.
         row: Arc<MailboxRow>,
     },
     /// A row has left the mailbox: acked, expired, dropped.

@@ -96,7 +96,8 @@ struct Device {
     row: Option<DeviceRow>,
     /// In the order of the sequences.
     mailbox: Arc<Vec<Brief>>,
-    registrations: BTreeMap<RegistrationId, Option<Arc<Registration>>>,
+    /// Shared, as the mailbox is: every entry takes a copy of the device and mostly changes neither.
+    registrations: Arc<BTreeMap<RegistrationId, Option<Arc<Registration>>>>,
 }
 
 impl Device {
@@ -116,7 +117,7 @@ impl Device {
                 mailbox.push(Brief::of(sequence, &row, bytes, mailbox.last()));
             }
             if is_last {
-                return Ok(Self { row, mailbox: Arc::new(mailbox), registrations: BTreeMap::new() });
+                return Ok(Self { row, mailbox: Arc::new(mailbox), registrations: Arc::default() });
             }
         }
     }
@@ -212,7 +213,7 @@ impl<'a> Warming<'a> {
             return Ok(found.clone());
         }
         let found = super::registry::get(rows, device, id)?.map(Arc::new);
-        known.insert(id, found.clone());
+        Arc::make_mut(known).insert(id, found.clone());
         Ok(found)
     }
 
@@ -244,7 +245,7 @@ impl<'a> Warming<'a> {
     /// A registration of the device is another, or gone.
     pub(super) fn registrations_changed(&mut self, device: DeviceTag) {
         if let Some(known) = self.known(device) {
-            known.registrations.clear();
+            known.registrations = Arc::default();
         }
     }
 
