@@ -178,13 +178,27 @@ impl Memtable {
         self.mark = Some(mark);
     }
 
+    /// Sets a row, with one look at the active level: it is what most of a commit is.
     fn put(&mut self, key: Bytes, value: Value, below: &Below) {
-        let old = self.old(&key, below);
-        self.discount(&key, &old);
         let hash = row_hash(&key, value.bytes().expect("a put has a value"));
         self.sum = self.sum.wrapping_add(hash);
         self.rows += 1;
-        self.active.set(key, Slot { value, hash, below: old.below });
+        self.active.bytes += cost(&key, &value);
+        match self.active.slots.entry(key) {
+            Entry::Occupied(mut slot) => {
+                let (key, old) = (slot.key().clone(), Old::of(slot.get()));
+                self.active.bytes -= cost(&key, &slot.get().value);
+                slot.insert(Slot { value, hash, below: old.below });
+                self.discount(&key, &old);
+            }
+            Entry::Vacant(vacant) => {
+                let old = under_active(self.frozen.as_deref(), vacant.key(), below);
+                vacant.insert(Slot { value, hash, below: old.below });
+                // None of the unsettled: those are in the active level.
+                self.rows -= u64::from(old.present);
+                self.sum = self.sum.wrapping_sub(old.hash);
+            }
+        }
     }
 
     /// Takes out a row of the active level that leaves no tombstone, which is what most removals are: one look instead of three.
@@ -196,7 +210,7 @@ impl Memtable {
         };
         let (key, slot) = slot.remove_entry();
         self.active.bytes -= cost(&key, &slot.value);
-        let old = Old { present: slot.value.bytes().is_some(), hash: slot.hash, below: false };
+        let old = Old::of(&slot);
         self.discount(&key, &old);
         Ok(())
     }
@@ -230,16 +244,9 @@ impl Memtable {
     }
 
     fn old(&self, key: &[u8], below: &Below) -> Old {
-        if let Some(slot) = self.active.slots.get(key) {
-            return Old { present: slot.value.bytes().is_some(), hash: slot.hash, below: slot.below };
-        }
-        // The frozen level may reach the engine before the active one does: whatever it holds needs a tombstone above it.
-        if let Some(slot) = self.frozen.as_ref().and_then(|frozen| frozen.level.slots.get(key)) {
-            return Old { present: slot.value.bytes().is_some(), hash: slot.hash, below: true };
-        }
-        match below.get(key) {
-            Some(Some(value)) => Old { present: true, hash: row_hash(key, value), below: true },
-            Some(None) | None => Old { present: false, hash: 0, below: false },
+        match self.active.slots.get(key) {
+            Some(slot) => Old::of(slot),
+            None => under_active(self.frozen.as_deref(), key, below),
         }
     }
 
@@ -303,8 +310,27 @@ impl Memtable {
 /// A row before a write.
 struct Old {
     present: bool,
+    /// 0 for one that is not present.
     hash: u64,
     below: bool,
+}
+
+impl Old {
+    fn of(slot: &Slot) -> Old {
+        Old { present: slot.value.bytes().is_some(), hash: slot.hash, below: slot.below }
+    }
+}
+
+/// A row before a write that the active level does not hold.
+fn under_active(frozen: Option<&Frozen>, key: &[u8], below: &Below) -> Old {
+    // The frozen level may reach the engine before the active one does: whatever it holds needs a tombstone above it.
+    if let Some(slot) = frozen.and_then(|frozen| frozen.level.slots.get(key)) {
+        return Old { below: true, ..Old::of(slot) };
+    }
+    match below.get(key) {
+        Some(Some(value)) => Old { present: true, hash: row_hash(key, value), below: true },
+        Some(None) | None => Old { present: false, hash: 0, below: false },
+    }
 }
 
 #[cfg(test)]
