@@ -15,9 +15,12 @@ use crate::metrics::{Limit, Metrics};
 
 /// Room is counted in these.
 const UNIT_BYTES: usize = 1024;
-/// Of a body that is too big, this much is read and thrown away, so that the client sees the answer instead of a reset.
+/// Of a body that is refused, this much is read and thrown away, so that the client sees the answer instead of a reset.
 const DISCARD_MAX_BYTES: u64 = 8 << 20;
-const DISCARD_FOR: Duration = Duration::from_secs(2);
+/// Who sends nothing of it for this long is thought to be waiting for the answer.
+const DISCARD_QUIET: Duration = Duration::from_secs(2);
+/// The longest that a slow client's connection is kept for it; nginx's `lingering_time`.
+const DISCARD_FOR: Duration = Duration::from_secs(30);
 
 /// A whole body and the room it takes.
 #[derive(Debug)]
@@ -95,7 +98,7 @@ impl Room {
 
 async fn discard(mut incoming: Incoming) {
     let mut seen = 0;
-    while let Some(Ok(frame)) = incoming.frame().await {
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(DISCARD_QUIET, incoming.frame()).await {
         seen += frame.data_ref().map_or(0, |chunk| chunk.len() as u64);
         if seen > DISCARD_MAX_BYTES {
             return;
