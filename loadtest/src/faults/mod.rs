@@ -31,7 +31,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use tokio::task::JoinSet;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 use self::{
     able::Able,
@@ -192,14 +195,16 @@ async fn fault(strike: &Strike, site: &Site) -> Result<Option<Box<dyn Fault>>> {
     }))
 }
 
-/// Runs the faults and judges what became of the messages. Ctrl-C ends it and leaves nothing behind.
+/// Runs the faults and judges what became of the messages. Ctrl-C and SIGTERM end it and leave nothing behind.
 ///
 /// # Errors
 /// When the cluster could not be started, or the history not be written; broken promises are in the report.
 pub async fn run(options: &Options) -> Result<FaultReport> {
+    let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     tokio::select! {
         report = Box::pin(run_uninterrupted(options)) => report,
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("terminated"),
     }
 }
 
@@ -401,6 +406,7 @@ impl Run<'_> {
         }
         tokio::time::sleep(round.strike.hold / 2).await;
         first.end(&mut self.site).await?;
+        self.site.returned().await?;
         self.record(story.clone(), Phase::End);
         match struck {
             Struck::Yes => drop(self.struck.insert(round.strike.kind)),

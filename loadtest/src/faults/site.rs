@@ -2,7 +2,7 @@
 //!
 //! Owns the choice of a victim and the way back after a fault. A *finding* is a promise about a process that was broken and that
 //! no history shows: damage that was served, a node that a full disk ended. The invariant: a process that a fault has hold of
-//! (`touched`) is never the victim of another.
+//! (`touched`) is never the victim of another, and nobody waits for a process that cannot be ready yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,14 +35,16 @@ pub(super) struct Site {
     /// What is going on, for findings.
     pub(super) doing: String,
     touched: BTreeSet<Member>,
+    /// Those of `touched` that were started again and are not known to be ready.
+    returning: BTreeSet<Member>,
 }
 
 impl Site {
     /// Of a cluster that runs.
     #[must_use]
     pub(super) fn new(cluster: Cluster, controls: BTreeMap<Member, Control>, volumes: Vec<Volume>) -> Self {
-        let (findings, touched) = (Vec::new(), BTreeSet::new());
-        Self { cluster, controls, volumes, findings, doing: String::new(), touched }
+        let (touched, returning) = (BTreeSet::new(), BTreeSet::new());
+        Self { cluster, controls, volumes, findings: Vec::new(), doing: String::new(), touched, returning }
     }
 
     /// Notes that a promise about a process was broken.
@@ -73,11 +75,6 @@ impl Site {
     /// Takes hold of members.
     pub(super) fn touch(&mut self, members: &[Member]) {
         self.touched.extend(members);
-    }
-
-    /// Lets go of members.
-    pub(super) fn untouch(&mut self, members: &[Member]) {
-        self.touched.retain(|member| !members.contains(member));
     }
 
     /// What each node says of itself; one that does not answer is absent.
@@ -128,7 +125,8 @@ impl Site {
         Ok(self.choose(&others, pick >> 8))
     }
 
-    /// Starts those that do not run, waits until all of them are ready, and lets go of them.
+    /// Starts those that do not run, waits until all of them are ready, and lets go of them. While another fault has hold of
+    /// a majority of the nodes nothing becomes ready, and they are waited for at its end.
     ///
     /// # Errors
     /// When one does not become ready.
@@ -138,10 +136,20 @@ impl Site {
                 self.cluster.start_member(member)?;
             }
         }
-        for &member in members {
+        self.returning.extend(members);
+        if majority_free(&self.nodes(), &self.touched, &self.returning) { self.returned().await } else { Ok(()) }
+    }
+
+    /// Waits for all that were started again, and lets go of them. Every fault has ended.
+    ///
+    /// # Errors
+    /// When one does not become ready.
+    pub(super) async fn returned(&mut self) -> Result<()> {
+        while let Some(&member) = self.returning.first() {
             self.cluster.process_mut(member).wait("/readyz").await?;
+            self.returning.remove(&member);
+            self.touched.remove(&member);
         }
-        self.untouch(members);
         Ok(())
     }
 
@@ -169,5 +177,29 @@ impl Site {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether no fault has hold of so many of `nodes` that the others have no quorum.
+fn majority_free(nodes: &[Member], touched: &BTreeSet<Member>, returning: &BTreeSet<Member>) -> bool {
+    let held = nodes.iter().filter(|node| touched.contains(node) && !returning.contains(node)).count();
+    2 * held < nodes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_gateway_while_a_fault_has_hold_of_a_majority() {
+        let nodes = [0, 1, 2].map(Member::Node);
+        let set = |members: &[Member]| members.iter().copied().collect::<BTreeSet<_>>();
+        let gateway = set(&[Member::Gateway]);
+        // Found by a seed: a gateway was killed on top of a power loss of all nodes, and waited for before they were started.
+        let all = set(&[nodes[0], nodes[1], nodes[2], Member::Gateway]);
+        assert!(!majority_free(&nodes, &all, &gateway));
+        assert!(!majority_free(&nodes, &set(&nodes[..2]), &gateway));
+        assert!(majority_free(&nodes, &set(&nodes[..1]), &gateway));
+        assert!(majority_free(&nodes, &all, &all));
     }
 }
