@@ -261,7 +261,7 @@ impl Group {
         let raft = raft.map_err(|e| failed(format!("replica {replica} cannot start: {e}")))?;
         // Set here only, once.
         let _ = local.raft.set(raft.clone());
-        network.register(local.clone());
+        network.register(local.clone(), settings.heartbeat);
 
         let ending = CancellationToken::new();
         let (leadership, stopped) = watcher::follow(network, &local, &raft, led, &parking, &settings, ending.clone());

@@ -9,7 +9,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -44,6 +44,8 @@ use super::{
 pub(super) const FRAME_BYTES_MAX: usize = 64 << 20;
 /// A frame is closed when its calls reach this many bytes.
 const FRAME_BYTES: usize = 1 << 20;
+/// Times that tasks about to queue a call are let go first; more would be a flood.
+const SETTLE_MAX: usize = 16;
 /// Calls that may wait for a frame.
 const QUEUE: usize = 64;
 /// Metadata of a stream that names the node it comes from.
@@ -61,6 +63,8 @@ pub(super) trait Lane: Send + Sync + 'static {
     type Reply: Send;
     type Frame: Send;
     type FrameReply: Send;
+    /// Whether a frame waits for those who are about to queue a call at this moment, as all groups are at a heartbeat.
+    const GATHERS: bool;
     fn frame(calls: Vec<Self::Call>, own: Said) -> Self::Frame;
     fn replies(frame: Self::FrameReply) -> Vec<Self::Reply>;
     /// What the peer says of itself.
@@ -82,6 +86,7 @@ impl Lane for Appends {
     type Reply = AppendReply;
     type Frame = AppendFrame;
     type FrameReply = AppendFrameReply;
+    const GATHERS: bool = false;
 
     fn frame(calls: Vec<AppendCall>, _: Said) -> AppendFrame {
         AppendFrame { calls }
@@ -116,6 +121,7 @@ impl Lane for Liveness {
     type Reply = LivenessReply;
     type Frame = LivenessFrame;
     type FrameReply = LivenessFrameReply;
+    const GATHERS: bool = true;
 
     fn frame(calls: Vec<LivenessCall>, own: Said) -> LivenessFrame {
         LivenessFrame { calls, wall_ms: own.wall_ms, state_version: own.state_version }
@@ -162,6 +168,15 @@ pub(super) struct Home {
     pub(super) stop: CancellationToken,
     /// Told when a line has closed.
     pub(super) closings: Arc<Notify>,
+    /// What left on its liveness lines.
+    pub(super) sent: Arc<Sent>,
+}
+
+/// Counts of frames and of what they carry.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub(super) frames: AtomicU64,
+    pub(super) calls: AtomicU64,
 }
 
 impl<L: Lane> fmt::Debug for Line<L> {
@@ -241,7 +256,7 @@ impl<L: Lane> Line<L> {
         request.metadata_mut().insert(NODE_HEADER, self.home.node.into());
         let mut replies = L::open(client, request).await.map_err(|e| e.to_string())?;
         let (queue, mut calls) = mpsc::channel(QUEUE);
-        let Home { presence, tasks, stop, closings, .. } = self.home.clone();
+        let Home { presence, tasks, stop, closings, sent, .. } = self.home.clone();
         let closed = stop.child_token();
         let connection = Arc::new(Connection::<L> { queue, waiting: Mutex::default(), closed: closed.clone() });
 
@@ -249,7 +264,7 @@ impl<L: Lane> Line<L> {
         let (ending, clock) = (closed.clone(), presence.clone());
         tasks.spawn(async move {
             let sending = async {
-                while let Some(frame) = gather::<L>(&mut calls, &clock).await {
+                while let Some(frame) = gather::<L>(&mut calls, &clock, &sent).await {
                     if frames_tx.send(frame).await.is_err() {
                         break;
                     }
@@ -280,8 +295,11 @@ impl<L: Lane> Line<L> {
 }
 
 /// Everything that is queued, up to the size of a frame; `None` when nobody can queue any more.
-async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presence) -> Option<L::Frame> {
+async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presence, sent: &Sent) -> Option<L::Frame> {
     let first = queue.recv().await?;
+    if L::GATHERS {
+        settle(queue).await;
+    }
     let mut bytes = first.encoded_len();
     let mut calls = vec![first];
     while bytes < FRAME_BYTES
@@ -290,7 +308,22 @@ async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presenc
         bytes += call.encoded_len();
         calls.push(call);
     }
+    if L::GATHERS {
+        sent.frames.fetch_add(1, Ordering::Relaxed);
+        sent.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
+    }
     Some(L::frame(calls, presence.says()))
+}
+
+/// Lets tasks that are ready to queue something do so first, as long as some do. Waits for no timer: a lone vote is not held up.
+pub(super) async fn settle<T>(queue: &mpsc::Receiver<T>) {
+    for _ in 0..SETTLE_MAX {
+        let before = queue.len();
+        tokio::task::yield_now().await;
+        if queue.len() == before {
+            break;
+        }
+    }
 }
 
 struct Connection<L: Lane> {

@@ -4,8 +4,10 @@
 //! (`storage` over [`crate::log`]), its network is shared by all groups of the node ([`Network`]): `client` asks peers,
 //! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them; [`snapshot`] brings a
 //! replica that lies behind the others' logs up to them. `presence` is what it knows of other nodes, `lost` what followers do when a
-//! leader's connections close; `time` is how the replicas of a group tell each other its time.
+//! leader's connections close; `time` is how the replicas of a group tell each other its time. `beats` sends the
+//! heartbeats of all groups together, `ticks` has their timers wake together.
 
+mod beats;
 mod client;
 mod encode;
 mod group;
@@ -21,6 +23,7 @@ mod service;
 mod settings;
 pub mod snapshot;
 mod storage;
+mod ticks;
 mod time;
 mod types;
 mod watcher;

@@ -20,8 +20,9 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    beats,
     group::Member,
-    line::{Appends, FRAME_BYTES_MAX, Home, Line, Liveness},
+    line::{Appends, FRAME_BYTES_MAX, Home, Line, Liveness, Sent},
     links::Links,
     local::Local,
     presence::Presence,
@@ -41,7 +42,7 @@ struct Inner {
     groups: Mutex<BTreeMap<GroupId, Arc<Local>>>,
     keys: AtomicU64,
     turns: Turns,
-    /// Set once, when the first group is registered: the task that looks after closed lines runs.
+    /// Set once, when the first group is registered: the tasks run that look after closed lines and send heartbeats.
     watched: OnceLock<()>,
 }
 
@@ -63,6 +64,7 @@ impl Network {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             closings: Arc::default(),
+            sent: Arc::default(),
         };
         Network(Arc::new(Inner {
             home,
@@ -114,6 +116,12 @@ impl Network {
         lock(&self.0.peers).entry(key).or_insert_with(open).clone()
     }
 
+    /// Liveness frames sent so far, and the calls (heartbeats, votes) that they carried.
+    pub fn liveness_sent(&self) -> (u64, u64) {
+        let Sent { frames, calls } = &*self.0.home.sent;
+        (frames.load(Ordering::Relaxed), calls.load(Ordering::Relaxed))
+    }
+
     /// What this node dials with.
     pub(super) fn links(&self) -> Arc<dyn Links> {
         self.0.home.links.clone()
@@ -129,9 +137,11 @@ impl Network {
         self.0.keys.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn register(&self, local: Arc<Local>) {
+    /// Takes a group that runs. `heartbeat` is the same for all groups of a node.
+    pub(super) fn register(&self, local: Arc<Local>, heartbeat: Duration) {
         lock(&self.0.groups).insert(local.group, local);
         if self.0.watched.set(()).is_ok() {
+            self.spawn(beats::beat(self.clone(), heartbeat));
             let network = self.clone();
             self.spawn(async move {
                 loop {

@@ -20,7 +20,7 @@ use super::{
     client::PIPELINE,
     encode::{from_entry, from_log_id, from_vote, to_log_id, to_vote},
     group::Member,
-    line::NODE_HEADER,
+    line::{NODE_HEADER, settle},
     local::{Floor, Local},
     lost,
     network::Network,
@@ -59,7 +59,7 @@ impl wire::raft_server::Raft for RaftService {
 
     async fn append(&self, request: Request<Streaming<AppendFrame>>) -> Result<Response<Self::AppendStream>, Status> {
         let own = self.network.clone();
-        let (replies, frames) = self.replies(move |replies| {
+        let (replies, frames) = self.replies(false, move |replies| {
             let Said { wall_ms, state_version } = own.presence().says();
             AppendFrameReply { replies, wall_ms, state_version }
         });
@@ -74,7 +74,7 @@ impl wire::raft_server::Raft for RaftService {
     ) -> Result<Response<Self::LivenessStream>, Status> {
         let network = self.network.clone();
         let own = network.clone();
-        let (replies, frames) = self.replies(move |replies| {
+        let (replies, frames) = self.replies(true, move |replies| {
             let Said { wall_ms, state_version } = own.presence().says();
             LivenessFrameReply { replies, wall_ms, state_version }
         });
@@ -120,9 +120,10 @@ impl wire::raft_server::Raft for RaftService {
 }
 
 impl RaftService {
-    /// A queue of replies, and the frames it becomes.
+    /// A queue of replies, and the frames it becomes; with `gathers`, each waits for those who are about to reply.
     fn replies<R: Send + 'static, F: Send + 'static>(
         &self,
+        gathers: bool,
         frame: impl Fn(Vec<R>) -> F + Send + 'static,
     ) -> (mpsc::Sender<R>, ReceiverStream<Result<F, Status>>) {
         let (tx, mut rx) = mpsc::channel(REPLIES);
@@ -130,6 +131,14 @@ impl RaftService {
         self.network.spawn(async move {
             let mut gathered = Vec::new();
             while rx.recv_many(&mut gathered, FRAME_REPLIES).await > 0 {
+                if gathers && gathered.len() < FRAME_REPLIES {
+                    settle(&rx).await;
+                    while gathered.len() < FRAME_REPLIES
+                        && let Ok(reply) = rx.try_recv()
+                    {
+                        gathered.push(reply);
+                    }
+                }
                 if frames_tx.send(Ok(frame(std::mem::take(&mut gathered)))).await.is_err() {
                     break;
                 }

@@ -62,6 +62,8 @@ impl RaftSettings {
             heartbeat_min_interval: Some(ms(self.heartbeat_min)),
             election_timeout_min: ms(self.election_min),
             election_timeout_max: ms(self.election_max),
+            // `beats` asks for them, those of all groups at once.
+            enable_heartbeat: false,
             enable_elect: campaigns,
             enable_pre_vote: Some(true),
             max_payload_entries: self.append_entries_max,

@@ -17,6 +17,7 @@ openraft::declare_raft_types!(
         Node = Member,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = super::ticks::SharedTicks,
 );
 
 pub(super) type Raft = openraft::Raft<Types, super::machine::Applier>;
