@@ -148,9 +148,11 @@ impl Node {
 
     /// As kill -9 leaves it: nothing is flushed, nothing is said.
     async fn kill(mut self) -> ForgetfulDisk {
-        let disk = self.disk.restart();
         self.serving.shutdown().await;
         self.network.shutdown();
+        self.network.ended().await;
+        // When it cannot acknowledge anything any more: what it did acknowledge is on the disk that it leaves.
+        let disk = self.disk.restart();
         self.group.shutdown().await;
         disk
     }
