@@ -13,9 +13,9 @@ use openraft::{
     rt::{AsyncRuntime, Instant as _},
 };
 
-/// Between two lines: a tick with heartbeats of 300 ms. Ticks alone look whether a follower has to campaign, which is later by as
-/// much at most; what it waits for is 900 ms at least.
-const GRID: Duration = Duration::from_millis(60);
+/// Between two lines. Ticks only look whether a follower has to campaign, which is later by as much at most; what it waits for,
+/// its leader's lease and its own timeout, is 2.4 s at least.
+const GRID: Duration = Duration::from_millis(150);
 
 /// Who sleeps for less is left alone: openraft gathers finished writes for a microsecond.
 const SHORT: Duration = Duration::from_micros(10);
@@ -102,6 +102,7 @@ impl AsyncRuntime for SharedTicks {
 mod tests {
     use super::*;
 
+    /// openraft's, with heartbeats of 300 ms.
     const TICK: Duration = Duration::from_millis(60);
 
     fn ms(ms: u64) -> Duration {
@@ -111,17 +112,17 @@ mod tests {
     #[test]
     fn ticks_of_different_moments_come_together_and_none_comes_early() {
         let woken = |due: Duration| due + added(TICK, due);
-        for due in 600_001..=600_060 {
-            assert_eq!(woken(ms(due)), ms(600_060));
+        for due in 600_001..=600_150 {
+            assert_eq!(woken(ms(due)), ms(600_150));
         }
-        assert_eq!(woken(ms(600_061)), ms(600_120));
-        assert_eq!(woken(Duration::from_nanos(60_000_001)), ms(120));
+        assert_eq!(woken(ms(600_151)), ms(600_300));
+        assert_eq!(woken(Duration::from_nanos(150_000_001)), ms(300));
     }
 
     #[test]
     fn a_tick_comes_at_every_line_whatever_its_phase_and_never_a_line_late() {
-        for tick in [20, 60] {
-            for phase in 0..60 {
+        for tick in [20, 60, 150] {
+            for phase in 0..150 {
                 // As openraft does it: whole periods after its first moment, whatever the delay was.
                 let (first, tick) = (ms(1_000 + phase), ms(tick));
                 let (mut due, mut now, mut woken) = (first, first - tick, Vec::new());
@@ -140,8 +141,8 @@ mod tests {
 
     #[test]
     fn a_slower_tick_comes_at_the_line_after_it_is_due() {
-        let due = [ms(400_010), ms(400_110)];
-        assert_eq!(due.map(|due| due + added(ms(100), due)), [ms(400_020), ms(400_140)]);
+        let due = [ms(400_010), ms(400_410)];
+        assert_eq!(due.map(|due| due + added(ms(400), due)), [ms(400_050), ms(400_500)]);
     }
 
     #[test]
