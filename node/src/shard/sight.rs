@@ -88,12 +88,17 @@ impl Lead {
     pub(super) async fn see_all(self: Arc<Self>, end: CancellationToken) {
         let mut walk = Walk::default();
         loop {
-            let goes_on = self.see_some(&mut walk).await;
-            // Room comes when an entry goes, which waits for company as long.
-            let pause = if goes_on { self.settings.ack_wait } else { self.settings.expire_every };
+            if !self.see_some(&mut walk).await {
+                tokio::select! {
+                    () = self.arrivals.came.notified() => {}
+                    () = sleep(self.settings.expire_every) => {}
+                    () = end.cancelled() => return,
+                }
+            }
+            // Room comes when an entry goes, which waits for company as long. And when all devices come back at once, a look at
+            // each costs more than the row that it reads: those who come meanwhile are looked at together.
             tokio::select! {
-                () = self.arrivals.came.notified(), if !goes_on => {}
-                () = sleep(pause) => {}
+                () = sleep(self.settings.ack_wait) => {}
                 () = end.cancelled() => return,
             }
         }
