@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::raft::snapshot::Way;
+use crate::raft::{Sent, snapshot::Way};
 
 /// Label of what belongs to one Raft group: `meta` or the shard's number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -206,6 +206,8 @@ pub struct Metrics {
     pub snapshots_under_way: Family<TransferLabel, Gauge>,
     /// How long one took from its begin to its end, seconds.
     pub snapshot_seconds: Histogram,
+    /// What left on liveness lines.
+    pub liveness: Sent,
     /// Watches of the meta state that are open.
     pub watches: Gauge,
     /// Revision of the meta state that is served.
@@ -255,6 +257,7 @@ impl Default for Metrics {
             snapshot_failures: Family::default(),
             snapshots_under_way: Family::default(),
             snapshot_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            liveness: Sent::default(),
             watches: Gauge::default(),
             meta_revision: Gauge::default(),
         }
@@ -342,6 +345,12 @@ impl Metrics {
             Unit::Seconds,
             self.snapshot_seconds.clone(),
         );
+        r.register(
+            "liveness_frames",
+            "Frames sent to other nodes with heartbeats and requests for votes",
+            self.liveness.frames.clone(),
+        );
+        r.register("liveness_calls", "Heartbeats and requests for votes sent in them", self.liveness.calls.clone());
         r.register("watches", "Watches of the meta state that are open", self.watches.clone());
         r.register("meta_revision", "Revision of the meta state that is served", self.meta_revision.clone());
     }

@@ -229,7 +229,8 @@ impl Node {
         let bound = listener.local_addr().map_err(refused)?;
         let address = if config.node.advertise.is_empty() { bound.to_string() } else { config.node.advertise.clone() };
 
-        let metrics = Arc::new(Metrics::default());
+        let network = Network::new(config.node.id, Arc::clone(&links), Arc::clone(&clock), state_version);
+        let metrics = Arc::new(Metrics { liveness: network.liveness_sent(), ..Metrics::default() });
         let log_config = LogConfig {
             segment_bytes: config.log.segment_bytes,
             clean_bytes: config.log.checkpoint_bytes,
@@ -243,8 +244,7 @@ impl Node {
         }
         let store_config = StoreConfig { dir: dir.store(), ..config.store.clone() };
         let store = Arc::new(Store::open(store_config, Arc::clone(&disk), Arc::clone(&clock))?);
-        let peers = Peers::new(Arc::clone(&links));
-        let network = Network::new(config.node.id, links, Arc::clone(&clock), state_version);
+        let peers = Peers::new(links);
         let reserve =
             Reserve { percent: config.node.disk_reserve_percent, bytes_min: config.node.disk_reserve_bytes_min };
         let admission =

@@ -9,7 +9,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -21,6 +21,7 @@ use martlet_proto::cluster::raft::{
     AppendCall, AppendFrame, AppendFrameReply, AppendReply, LivenessCall, LivenessFrame, LivenessFrameReply,
     LivenessReply, raft_client::RaftClient,
 };
+use prometheus_client::metrics::counter::Counter;
 use prost::Message;
 use tokio::{
     sync::{Notify, mpsc},
@@ -169,14 +170,16 @@ pub(super) struct Home {
     /// Told when a line has closed.
     pub(super) closings: Arc<Notify>,
     /// What left on its liveness lines.
-    pub(super) sent: Arc<Sent>,
+    pub(super) sent: Sent,
 }
 
-/// Counts of frames and of what they carry.
-#[derive(Debug, Default)]
-pub(super) struct Sent {
-    pub(super) frames: AtomicU64,
-    pub(super) calls: AtomicU64,
+/// What left on the liveness lines of a node.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// Frames.
+    pub frames: Counter,
+    /// Heartbeats and requests for votes in them; the fewer to a frame, the more an idle node costs.
+    pub calls: Counter,
 }
 
 impl<L: Lane> fmt::Debug for Line<L> {
@@ -309,8 +312,8 @@ async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presenc
         calls.push(call);
     }
     if L::GATHERS {
-        sent.frames.fetch_add(1, Ordering::Relaxed);
-        sent.calls.fetch_add(calls.len() as u64, Ordering::Relaxed);
+        sent.frames.inc();
+        sent.calls.inc_by(calls.len() as u64);
     }
     Some(L::frame(calls, presence.says()))
 }

@@ -32,7 +32,7 @@ mod watcher;
 mod tests;
 
 pub use group::{Group, GroupConfig, GroupError, GroupStatus, HandedOver, Leadership, Member, ProposeError, ReadError};
-pub use line::Dialer;
+pub use line::{Dialer, Sent};
 pub use links::{DirectLinks, Links, Wire};
 pub use machine::{Fault, Machine, MachineError, Reply};
 pub use network::Network;

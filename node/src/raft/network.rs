@@ -64,7 +64,7 @@ impl Network {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             closings: Arc::default(),
-            sent: Arc::default(),
+            sent: Sent::default(),
         };
         Network(Arc::new(Inner {
             home,
@@ -116,10 +116,9 @@ impl Network {
         lock(&self.0.peers).entry(key).or_insert_with(open).clone()
     }
 
-    /// Liveness frames sent so far, and the calls (heartbeats, votes) that they carried.
-    pub fn liveness_sent(&self) -> (u64, u64) {
-        let Sent { frames, calls } = &*self.0.home.sent;
-        (frames.load(Ordering::Relaxed), calls.load(Ordering::Relaxed))
+    /// Counts what leaves on liveness lines.
+    pub fn liveness_sent(&self) -> Sent {
+        self.0.home.sent.clone()
     }
 
     /// What this node dials with.

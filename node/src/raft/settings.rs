@@ -21,7 +21,8 @@ pub struct RaftSettings {
     /// A heartbeat is left out when an append was acknowledged this recently.
     #[serde(with = "humantime_serde")]
     pub heartbeat_min: Duration,
-    /// Silence after which a follower may campaign, at least. Should be ten times what an append takes.
+    /// Silence after which a follower may campaign, at least; it looks at each line of `ticks`. Should be ten times what an append
+    /// takes.
     #[serde(with = "humantime_serde")]
     pub election_min: Duration,
     /// Silence after which a follower campaigns, at most; also the leader's lease.

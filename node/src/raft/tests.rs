@@ -778,7 +778,7 @@ async fn heartbeats_of_all_groups_to_one_peer_leave_in_one_frame_and_all_of_them
     let groups = more_groups(&cluster, 11).await;
     let sent = || {
         let of_each = cluster.nodes.values().map(|node| node.network.liveness_sent());
-        of_each.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        of_each.fold((0, 0), |all, one| (all.0 + one.frames.get(), all.1 + one.calls.get()))
     };
     let (frames_before, calls_before) = sent();
     // Ten heartbeats of twelve groups to two peers each: while everything is idle.

@@ -51,7 +51,12 @@ impl Answer {
 
 impl Http {
     pub(crate) fn connect(address: &str) -> Self {
-        Self { stream: BufReader::new(Box::new(Self::socket(address))) }
+        Self::over(Self::socket(address))
+    }
+
+    /// Over a connection that is open.
+    pub(crate) fn over(socket: TcpStream) -> Self {
+        Self { stream: BufReader::new(Box::new(socket)) }
     }
 
     /// The same over TLS, on the broker's HTTPS port.
@@ -65,7 +70,8 @@ impl Http {
         Self { stream: BufReader::new(Box::new(StreamOwned::new(session, Self::socket(address)))) }
     }
 
-    fn socket(address: &str) -> TcpStream {
+    /// An open connection that is patient with both directions.
+    pub(crate) fn socket(address: &str) -> TcpStream {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
