@@ -7,7 +7,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use martlet_loadtest::device::{Connection, trusting};
+use martlet_loadtest::{
+    clock::RunClock,
+    device::{Connection, trusting},
+};
 use martlet_proto::{device::mcs::DataMessageStanza, mcs::stanza::Stanza};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +21,10 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 
 /// Longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// A connection that lasted this long was a good one: the pauses begin anew. Two devices with one identity take each other's
+/// connection over, as often as they come back.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// The device asks for a sign of life after this silence, which also confirms its acknowledgements.
 const PING_AFTER: Duration = Duration::from_secs(60);
@@ -52,28 +59,51 @@ pub(crate) async fn run(args: DeviceArgs) -> Result<()> {
     let place = connection::Connection::read(&args.data.join(connection::FILE))?;
     let tls = trusting(place.ca_file.as_ref())?;
     let mut left = (args.count > 0).then_some(args.count);
-    let mut pause = RETRY_MIN;
+    let mut pauses = Pauses::default();
     let mut unconfirmed = Vec::new();
     while !end.is_cancelled() && left != Some(0) {
         let opened = Connection::open(&place.mcs, Arc::clone(&tls), device.identity, unconfirmed.clone()).await;
-        match opened {
+        let (lost, lasted) = match opened {
             Ok(connection) => {
                 eprintln!("connected to {}; waiting for messages to {}", place.mcs, device.app);
-                pause = RETRY_MIN;
                 unconfirmed.clear();
+                let clock = RunClock::begin();
                 let ended = receive(connection, &args, &mut left, &mut unconfirmed, &end).await;
-                if let Err(error) = ended {
-                    eprintln!("connection lost: {error:#}");
-                }
+                (ended.map_err(|error| error.context("connection lost")), clock.elapsed())
             }
-            Err(error) => {
-                eprintln!("{error:#}; trying again in {:.1} s", pause.as_secs_f64());
-                tokio::select! { () = end.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
-                pause = (pause * 2).min(RETRY_MAX);
-            }
+            Err(error) => (Err(error), Duration::ZERO),
+        };
+        if let Err(error) = lost {
+            let pause = pauses.after(lasted);
+            eprintln!("{error:#}; trying again in {:.1} s", pause.as_secs_f64());
+            tokio::select! { () = end.cancelled() => {}, () = tokio::time::sleep(pause) => {} }
         }
     }
     Ok(())
+}
+
+/// Pauses before the broker is tried again.
+#[derive(Debug)]
+struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: RETRY_MIN }
+    }
+}
+
+impl Pauses {
+    /// The pause after a connection that lasted so long; zero for one that could not be opened.
+    fn after(&mut self, lasted: Duration) -> Duration {
+        if lasted >= GOOD_AFTER {
+            self.next = RETRY_MIN;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(RETRY_MAX);
+        pause
+    }
 }
 
 async fn receive(
@@ -90,7 +120,7 @@ async fn receive(
                 connection.ping().await?;
                 continue;
             }
-            received = connection.next() => received?.context("the broker closed it")?,
+            received = connection.next() => received?.context("the broker closed it, or this device connected elsewhere")?,
         };
         let Stanza::Data(data) = received.stanza else { continue };
         print(&data, args.json)?;
@@ -145,4 +175,19 @@ fn print(data: &DataMessageStanza, json: bool) -> Result<()> {
         println!("message from {}: {}", data.from, serde_json::to_string_pretty(&message["data"])?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_do_not_last_are_followed_by_longer_and_longer_pauses() {
+        let mut pauses = Pauses::default();
+        // As when a second device with this identity takes the connection over each time.
+        let brief = [0; 7].map(|_| pauses.after(Duration::from_millis(20)).as_millis());
+        assert_eq!(brief, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+        assert_eq!(pauses.after(GOOD_AFTER), RETRY_MIN);
+        assert_eq!(pauses.after(Duration::ZERO), 2 * RETRY_MIN);
+    }
 }
