@@ -1,4 +1,4 @@
-//! Peers that mean harm, limits that are reached, ends and revocations: on the built executable. Whatever one client does, it
+//! Peers that mean harm, limits that are reached: on the built executable. Whatever one client does, it
 //! gets the protocol's own error or a close, the limit is counted, and the others are served.
 
 use std::{
@@ -21,30 +21,28 @@ use tempfile::NamedTempFile;
 
 use crate::{
     app_server::{Answer, Http, send_form, send_json},
-    broker::{Broker, ONE, TWO, martlet, shared, text},
+    broker::{Broker, ONE, shared, text},
     device::{Mcs, PATIENCE, check_in, value},
 };
 
-const APP: &str = "com.example.app";
+pub(crate) const APP: &str = "com.example.app";
 const MIB: usize = 1 << 20;
-/// Two Instance IDs.
-const IIDS: [&str; 2] = ["eAbCdEfGhIj", "fAbCdEfGhIj"];
 
 /// A broker with this configuration.
-fn broker_with(config: &str) -> Broker {
+pub(crate) fn broker_with(config: &str) -> Broker {
     // Read once, before the broker is ready.
     Broker::start_with(&["--config", text(config_file(config).path())])
 }
 
 /// A file with this configuration, for a broker that is started more than once.
-fn config_file(config: &str) -> NamedTempFile {
+pub(crate) fn config_file(config: &str) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     fs::write(file.path(), config).unwrap();
     file
 }
 
 /// The head of a send with these further lines, each with its end.
-fn head(further: &str) -> String {
+pub(crate) fn head(further: &str) -> String {
     format!(
         "POST /gcm/send HTTP/1.1\r\nHost: x\r\nAuthorization: key={}\r\nContent-Type: application/json\r\n{further}\r\n",
         ONE.1
@@ -52,7 +50,7 @@ fn head(further: &str) -> String {
 }
 
 /// Asserts that a new device can enrol, connect and be reached, and that nothing has panicked.
-fn others_are_served(broker: &Broker) {
+pub(crate) fn others_are_served(broker: &Broker) {
     let identity = check_in(broker);
     let token = identity.register(broker, APP, ONE.0);
     let mut mcs = identity.connect(broker);
@@ -63,24 +61,18 @@ fn others_are_served(broker: &Broker) {
 }
 
 /// Asserts one result with a message id.
-fn accepted(answer: &Answer) -> String {
+pub(crate) fn accepted(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let json = answer.json();
     json["results"][0]["message_id"].as_str().unwrap_or_else(|| panic!("{json}")).to_owned()
 }
 
-fn result_of(broker: &Broker, key: &str, token: &str) -> Value {
-    let answer = send_json(&broker.address("http"), key, &json!({ "to": token }));
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    answer.json()["results"][0].clone()
-}
-
-fn limits(broker: &Broker, limit: &str) -> f64 {
+pub(crate) fn limits(broker: &Broker, limit: &str) -> f64 {
     broker.metric(&format!("martlet_gateway_limits_reached_total{{limit=\"{limit}\"}}"))
 }
 
 /// Waits until `what` holds.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
@@ -487,296 +479,4 @@ fn promise_8_past_connections_max_devices_wait_until_a_slot_is_free() {
         drop(mcs);
         assert_eq!(waiting.join().unwrap().as_deref(), Some("v"));
     });
-}
-
-// ------------------------------------------------------------------------------------------- drain
-
-#[test]
-fn sigterm_answers_the_send_in_flight_says_close_to_devices_and_loses_nothing() {
-    let config = config_file("[http]\nhandshake_timeout = \"1h\"\n[mcs]\nhandshake_timeout = \"1h\"\n");
-    let mut broker = Broker::start_with(&["--config", text(config.path())]);
-    let address = broker.address("http");
-    let (here, away) = (check_in(&broker), check_in(&broker));
-    let (token_here, token_away) = (here.register(&broker, APP, ONE.0), away.register(&broker, APP, ONE.0));
-    let mut mcs = here.connect(&broker);
-    // Received, and not acknowledged.
-    let unacked = accepted(&send_json(&address, ONE.1, &json!({ "to": token_here, "data": { "n": 1 } })));
-    assert_eq!(mcs.message().persistent_id.as_ref(), Some(&unacked));
-    // A send whose body is half there, an idle connection, handshakes that never end.
-    let body = json!({ "registration_ids": [token_away, token_here], "data": { "n": 2 } }).to_string();
-    let mut in_flight = Http::connect(&address);
-    in_flight.write(head(&format!("Content-Length: {}\r\n", body.len())).as_bytes());
-    in_flight.write(&body.as_bytes()[..10]);
-    let mut idle = Http::connect(&address);
-    assert_eq!(idle.request("POST", "/nothing", &[], b"").status, 404);
-    let half_open = ["mcs", "https"].map(|listener| TcpStream::connect(broker.address(listener)).unwrap());
-    broker.ask_to_end();
-    until("it accepts no more", || TcpStream::connect(&address).is_err());
-    assert!(idle.try_answer().is_none(), "an idle connection is closed");
-    in_flight.write(&body.as_bytes()[10..]);
-    let answer = in_flight.answer();
-    assert_eq!(answer.header("connection"), Some("close"));
-    let json = answer.json();
-    assert_eq!(json["success"], 2, "{json}");
-    assert_eq!(mcs.closed(PATIENCE).last(), Some(&Stanza::Close));
-    assert!(broker.ended().success(), "{}", broker.log_text());
-    assert!(!broker.log_text().contains("took too long"), "half-open handshakes held it up");
-    drop(half_open);
-    broker.restart();
-    let ids = [0, 1].map(|at| json["results"][at]["message_id"].as_str().map(ToOwned::to_owned));
-    assert_eq!(away.connect(&broker).message().persistent_id, ids[0]);
-    let mut again = here.connect(&broker);
-    assert_eq!(again.message().persistent_id, Some(unacked));
-    assert_eq!(again.message().persistent_id, ids[1]);
-}
-
-// ------------------------------------------------------------------------------------------- operators
-
-/// Runs `martlet admin` against a broker; whether it succeeded, and what it printed and said.
-fn admin(node: &str, words: &[&str]) -> (bool, String, String) {
-    let (status, out, said) = martlet(&[&["admin", "--node", node], words].concat());
-    (status.success(), out, said)
-}
-
-/// The value behind `name` in lines of names and values.
-fn printed<'a>(out: &'a str, name: &str) -> &'a str {
-    let value = out.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    value.unwrap_or_else(|| panic!("no {name} in\n{out}"))
-}
-
-#[test]
-fn a_new_key_works_and_a_revoked_one_gives_401_as_soon_as_the_command_has_returned() {
-    let broker = Broker::start();
-    let (http, node) = (broker.address("http"), broker.address("grpc"));
-    let token = check_in(&broker).register(&broker, APP, ONE.0);
-    let (done, out, said) = admin(&node, &["key", "add", ONE.0]);
-    assert!(done, "{said}");
-    let (key, id) = (printed(&out, "server key"), printed(&out, "key id"));
-    accepted(&send_json(&http, key, &json!({ "to": token })));
-    accepted(&send_json(&http, ONE.1, &json!({ "to": token })));
-    let (_, shown, _) = admin(&node, &["project", "show", ONE.0]);
-    assert!(!shown.contains(key) && !shown.contains(ONE.1), "keys are shown once\n{shown}");
-    assert_eq!(printed(&shown, "sender id"), ONE.0);
-    let (done, out, said) = admin(&node, &["key", "revoke", ONE.0, id]);
-    assert!(done, "{said}");
-    assert_eq!(out, "revoked: every gateway has confirmed\n");
-    assert_eq!(send_json(&http, key, &json!({ "to": token })).status, 401);
-    accepted(&send_json(&http, ONE.1, &json!({ "to": token })));
-    let (_, shown, _) = admin(&node, &["project", "show", ONE.0]);
-    let line = shown.lines().find(|line| line.contains("revoked")).unwrap_or_else(|| panic!("{shown}"));
-    assert!(line.split_whitespace().any(|word| word == id), "{line}");
-    // A key that is given, and one that another project has.
-    let (done, out, said) = admin(&node, &["key", "add", ONE.0, "--server-key", "given-key-0123456789"]);
-    assert!(done, "{said}");
-    assert_eq!(printed(&out, "server key"), "given-key-0123456789");
-    accepted(&send_json(&http, "given-key-0123456789", &json!({ "to": token })));
-    let (done, _, said) = admin(&node, &["key", "add", TWO.0, "--server-key", "given-key-0123456789"]);
-    assert!(!done && said.contains("key"), "{said}");
-}
-
-#[test]
-fn projects_are_created_listed_and_shown_and_unknown_ones_are_named() {
-    let broker = Broker::start();
-    let (http, node) = (broker.address("http"), broker.address("grpc"));
-    let (done, out, said) =
-        admin(&node, &["project", "create", "--sender-id", "777", "--text-id", "my-app", "--name", "My app"]);
-    assert!(done, "{said}");
-    assert_eq!(printed(&out, "sender id"), "777");
-    let key = printed(&out, "server key");
-    let token = check_in(&broker).register(&broker, APP, "777");
-    accepted(&send_json(&http, key, &json!({ "to": token })));
-    let (done, out, _) = admin(&node, &["project", "create"]);
-    assert!(done);
-    let drawn = printed(&out, "sender id");
-    assert!(drawn.len() == 12 && drawn.bytes().all(|byte| byte.is_ascii_digit()), "{drawn}");
-    let (_, list, _) = admin(&node, &["project", "list"]);
-    for word in [ONE.0, TWO.0, "777", drawn, "my-app", "My app", "live keys"] {
-        assert!(list.contains(word), "{word} in\n{list}");
-    }
-    let (_, shown, _) = admin(&node, &["project", "show", "777"]);
-    assert_eq!((printed(&shown, "text id"), printed(&shown, "name")), ("my-app", "My app"));
-    assert!(shown.contains("live") && !shown.contains(key), "{shown}");
-    let wrong: [&[&str]; 6] = [
-        &["project", "show", "999"],
-        &["key", "add", "999"],
-        &["key", "revoke", "999", "1"],
-        &["key", "revoke", "777", "99"],
-        &["project", "create", "--sender-id", "777"],
-        &["project", "create", "--sender-id", "abc"],
-    ];
-    for words in wrong {
-        let (done, out, said) = admin(&node, words);
-        assert!(!done && out.is_empty(), "{words:?} {out}");
-        // The project or key that is meant, or what a sender id looks like.
-        let named = words.iter().any(|word| said.contains(*word)) || said.contains("1 to 20 decimal digits");
-        assert!(named, "{words:?}: {said}");
-    }
-}
-
-#[test]
-fn an_entry_that_was_applied_is_not_skipped_and_the_command_says_by_whom() {
-    let broker = Broker::start();
-    let node = broker.address("grpc");
-    let skip = |shard: &str, index: &str, more: &[&str]| {
-        let words = ["shard", "skip", shard, index, "--reason", "a test"];
-        admin(&node, &[&words, more].concat())
-    };
-    let (done, out, said) = skip("0", "1", &[]);
-    assert!(!done && out.is_empty(), "{out}");
-    assert!(said.contains("entry 1 of shard 0 is not skipped") && said.contains("node 1 has applied it"), "{said}");
-    let (done, _, said) = skip("9999", "1", &[]);
-    assert!(!done && said.contains("there is no shard 9999"), "{said}");
-    let (done, _, said) = skip("0", "1", &["--digest", "xyz"]);
-    assert!(!done && said.contains("--digest xyz"), "{said}");
-    let (done, out, said) = admin(&node, &["shard", "skips"]);
-    assert!(done && out.contains("reason") && out.lines().count() <= 4, "{out}{said}");
-    let (done, _, said) = admin(&node, &["shard", "skip", "0", "1"]);
-    assert!(!done && said.contains("--reason"), "{said}");
-    let (_, out, _) = admin(&node, &["cluster", "status"]);
-    assert!(!out.contains("stopped: node"), "{out}");
-}
-
-#[test]
-fn admin_against_a_node_that_is_down_says_which_and_what_to_do() {
-    let (done, out, said) = admin("127.0.0.1:1", &["project", "list"]);
-    assert!(!done && out.is_empty());
-    assert!(said.contains("127.0.0.1:1") && said.contains("no node answers") && said.contains("--node"), "{said}");
-    let (done, _, said) = admin("nonsense", &["project", "list"]);
-    assert!(!done && said.contains("nonsense"), "{said}");
-    // The first that answers is asked.
-    let both = format!("127.0.0.1:1,{}", shared().address("grpc"));
-    let (done, out, said) = admin(&both, &["project", "list"]);
-    assert!(done && out.contains(ONE.0), "{said}");
-    // An address that answers and is no node.
-    let (done, _, said) = admin(&shared().address("http"), &["project", "list"]);
-    assert!(!done && !said.trim().is_empty(), "{said}");
-}
-
-// ------------------------------------------------------------------------------------------- registrations
-
-#[test]
-fn rg_14_delete_token_answers_a_token_line_and_ends_that_token_only() {
-    let broker = shared();
-    let identity = check_in(broker);
-    let form = |sender: &str, iid: &str| format!("app={APP}&sender={sender}&scope=GCM&appid={iid}");
-    let token = |form: &str| identity.register_form(broker, form).text().strip_prefix("token=").unwrap().to_owned();
-    let (one, two, other) = (
-        token(&form(ONE.0, IIDS[0])),
-        token(&form(TWO.0, IIDS[0])),
-        token(&format!("app={APP}.other&sender={}&scope=GCM&appid={}", ONE.0, IIDS[1])),
-    );
-    let answer = identity.register_form(broker, &format!("{}&delete=true", form(ONE.0, IIDS[0])));
-    assert_eq!((answer.status, answer.text()), (200, &*format!("token={}", ONE.0)));
-    assert_eq!(result_of(broker, ONE.1, &one), json!({ "error": "NotRegistered" }));
-    assert!(result_of(broker, TWO.1, &two)["message_id"].is_string());
-    assert!(result_of(broker, ONE.1, &other)["message_id"].is_string());
-    // Once more: it is gone, which is what was asked for.
-    let answer = identity.register_form(broker, &format!("{}&X-delete=1", form(ONE.0, IIDS[0])));
-    assert!(answer.text().starts_with("token="), "{}", answer.text());
-    // A token that is gone is made anew.
-    assert_ne!(token(&form(ONE.0, IIDS[0])), one);
-}
-
-#[test]
-fn rg_15_delete_id_ends_every_token_of_the_instance_and_no_other() {
-    let broker = shared();
-    let identity = check_in(broker);
-    let token = |app: &str, sender: &str, scope: &str, iid: &str| {
-        let form = format!("app={app}&sender={sender}&scope={scope}&appid={iid}");
-        identity.register_form(broker, &form).text().strip_prefix("token=").unwrap().to_owned()
-    };
-    let gone = [token(APP, ONE.0, "GCM", IIDS[0]), token(APP, TWO.0, "GCM", IIDS[0]), token(APP, ONE.0, "*", IIDS[0])];
-    let kept = token("com.example.other", ONE.0, "GCM", IIDS[1]);
-    let form = format!("app={APP}&sender=*&scope=*&appid={}&delete=true", IIDS[0]);
-    let answer = identity.register_form(broker, &form);
-    assert_eq!(answer.status, 200);
-    assert!(answer.text().starts_with("token="), "{}", answer.text());
-    for (key, token) in [ONE.1, TWO.1, ONE.1].into_iter().zip(&gone) {
-        assert_eq!(result_of(broker, key, token), json!({ "error": "NotRegistered" }));
-    }
-    assert!(result_of(broker, ONE.1, &kept)["message_id"].is_string());
-    // Without an instance there is nothing that could be meant.
-    let answer = identity.register_form(broker, &format!("app={APP}&sender=*&scope=*&delete=true"));
-    assert_eq!(answer.text(), "Error=INVALID_PARAMETERS");
-}
-
-#[test]
-fn rg_21_a_token_with_a_ttl_expires() {
-    let broker = shared();
-    let identity = check_in(broker);
-    let form = format!("app={APP}&sender={}&scope=GCM&appid={}&ttl=2", ONE.0, IIDS[0]);
-    let answer = identity.register_form(broker, &form);
-    let token = answer.text().strip_prefix("token=").unwrap();
-    let lasting = identity.register(broker, "com.example.lasting", ONE.0);
-    until("it expires", || result_of(broker, ONE.1, token) == json!({ "error": "NotRegistered" }));
-    assert!(result_of(broker, ONE.1, &lasting)["message_id"].is_string());
-    let again = identity.register_form(broker, &form);
-    assert!(again.text().starts_with("token=") && again.text() != answer.text(), "{}", again.text());
-}
-
-#[test]
-fn h081_h114_rg_22_a_send_to_the_token_of_an_old_instance_delivers_and_names_the_new_one() {
-    let broker = shared();
-    let identity = check_in(broker);
-    let [old, new] = IIDS.map(|iid| {
-        let form = format!("app={APP}&sender={}&scope=GCM&appid={iid}", ONE.0);
-        identity.register_form(broker, &form).text().strip_prefix("token=").unwrap().to_owned()
-    });
-    assert_ne!(old, new);
-    let body = json!({ "registration_ids": [old, new], "data": { "k": "json" } });
-    let json = send_json(&broker.address("http"), ONE.1, &body).json();
-    assert_eq!((&json["success"], &json["canonical_ids"]), (&json!(2), &json!(1)), "{json}");
-    assert_eq!(json["results"][0]["registration_id"], json!(new));
-    assert!(json["results"][0]["message_id"].is_string() && json["results"][1].get("registration_id").is_none());
-    let plain = send_form(&broker.address("http"), ONE.1, &format!("registration_id={old}&data.k=plain"));
-    let lines: Vec<_> = plain.text().lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with("id="), "{lines:?}");
-    assert_eq!(lines[1], format!("registration_id={new}"));
-    let mut mcs = identity.connect(broker);
-    let values: Vec<_> = (0..3).map(|_| value(&mcs.message(), "k").map(ToOwned::to_owned)).collect();
-    assert_eq!(values.iter().flatten().collect::<Vec<_>>(), ["json", "json", "plain"]);
-}
-
-#[test]
-fn rg_20_the_rates_of_an_address_give_503_with_seconds_to_wait_and_are_counted() {
-    let broker = broker_with(
-        "[admit]\ncheckins_per_sec = 1\ncheckins_burst = 4\nregistrations_per_sec = 1\nregistrations_burst = 4\n",
-    );
-    let identity = check_in(&broker);
-    let form = format!("app={APP}&sender={}", ONE.0);
-    let beyond = |ask: &dyn Fn() -> Answer| (0..50).map(|_| ask()).find(|answer| answer.status != 200).unwrap();
-    let refused = beyond(&|| identity.register_form(&broker, &form));
-    assert_eq!((refused.status, refused.text()), (503, "Error=QUOTA_EXCEEDED"));
-    let seconds = |answer: &Answer| answer.header("retry-after").unwrap().parse::<u32>().unwrap();
-    assert!(seconds(&refused) > 0);
-    let request = [0x22, 0, 0x70, 3];
-    let refused = beyond(&|| crate::device::check_in_with(&broker, &request, &[]));
-    assert_eq!(refused.status, 503);
-    assert!(seconds(&refused) > 0);
-    assert!(limits(&broker, "Registrations") >= 1.0 && limits(&broker, "Checkins") >= 1.0);
-    // It fills again, and sends are not concerned.
-    let mut token = String::new();
-    until("it fills again", || {
-        let answer = identity.register_form(&broker, &form);
-        token = answer.text().strip_prefix("token=").unwrap_or_default().to_owned();
-        answer.status == 200
-    });
-    accepted(&send_json(&broker.address("http"), ONE.1, &json!({ "to": token })));
-}
-
-#[test]
-fn tokens_and_identities_of_another_cluster_are_invalid() {
-    let (here, there) = (shared(), Broker::start());
-    let foreign = check_in(&there);
-    let token = foreign.register(&there, APP, ONE.0);
-    assert!(result_of(&there, ONE.1, &token)["message_id"].is_string());
-    assert_eq!(result_of(here, ONE.1, &token), json!({ "error": "InvalidRegistration" }));
-    let plain = send_form(&here.address("http"), ONE.1, &format!("registration_id={token}"));
-    assert_eq!(plain.text(), "Error=InvalidRegistration\n");
-    let answer = foreign.register_form(here, &format!("app={APP}&sender={}", ONE.0));
-    assert_eq!((answer.status, answer.text()), (401, "Error=AUTHENTICATION_FAILED"));
-    let mut mcs = Mcs::open(here);
-    mcs.write(&frame::encode_first(41, Tag::LoginRequest, &foreign.login_request()));
-    let said = mcs.closed(PATIENCE);
-    assert!(matches!(&said[..], [Stanza::LoginResponse(response), ..] if response.error.is_some()), "{said:?}");
 }

@@ -24,4 +24,6 @@ mod hostile;
 mod http;
 mod http2;
 mod mcs;
+mod operators;
 mod quickstart;
+mod revocations;
