@@ -206,6 +206,8 @@ pub struct Metrics {
     pub snapshots_under_way: Family<TransferLabel, Gauge>,
     /// How long one took from its begin to its end, seconds.
     pub snapshot_seconds: Histogram,
+    /// What left on lines for appends.
+    pub appends: Sent,
     /// What left on liveness lines.
     pub liveness: Sent,
     /// Watches of the meta state that are open.
@@ -257,6 +259,7 @@ impl Default for Metrics {
             snapshot_failures: Family::default(),
             snapshots_under_way: Family::default(),
             snapshot_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            appends: Sent::default(),
             liveness: Sent::default(),
             watches: Gauge::default(),
             meta_revision: Gauge::default(),
@@ -344,6 +347,16 @@ impl Metrics {
             "Time of one snapshot, from its begin until it was installed",
             Unit::Seconds,
             self.snapshot_seconds.clone(),
+        );
+        r.register(
+            "append_frames",
+            "Frames sent to other nodes with appends of log entries",
+            self.appends.frames.clone(),
+        );
+        r.register(
+            "append_calls",
+            "Appends sent in them, each of one shard to one replica",
+            self.appends.calls.clone(),
         );
         r.register(
             "liveness_frames",

@@ -230,7 +230,11 @@ impl Node {
         let address = if config.node.advertise.is_empty() { bound.to_string() } else { config.node.advertise.clone() };
 
         let network = Network::new(config.node.id, Arc::clone(&links), Arc::clone(&clock), state_version);
-        let metrics = Arc::new(Metrics { liveness: network.liveness_sent(), ..Metrics::default() });
+        let metrics = Arc::new(Metrics {
+            appends: network.appends_sent(),
+            liveness: network.liveness_sent(),
+            ..Metrics::default()
+        });
         let log_config = LogConfig {
             segment_bytes: config.log.segment_bytes,
             clean_bytes: config.log.checkpoint_bytes,

@@ -15,6 +15,7 @@ use openraft::{
     },
     type_config::alias,
 };
+use tokio::time::Instant;
 use wire::{append_reply, liveness_call, liveness_reply};
 
 use super::{
@@ -26,11 +27,15 @@ use super::{
     snapshot::{self, Snap},
     types::{LogId, Types, Vote},
 };
+use crate::log::GroupId;
 
 /// Appends of one session that may be unanswered.
 pub(super) const PIPELINE: usize = 64;
 /// A session that has heard nothing for this long, with appends unanswered, is begun anew.
 const STALLED: Duration = Duration::from_secs(2);
+/// Longest that a shard's followers wait to be told of a commit by the entry that comes next. An append of its own for each commit
+/// would double what travels; a follower has no use for it but to keep up.
+const COMMIT_WAIT: Duration = Duration::from_millis(100);
 
 type Rpc<T> = Result<T, RPCError<Types>>;
 
@@ -202,6 +207,8 @@ struct Session<'a, S> {
     /// Unanswered appends.
     due: usize,
     leader: Option<Vote>,
+    /// Tells of a commit and of nothing else, and when it goes if no entry comes before.
+    held: Option<(AppendEntriesRequest<Types>, Instant)>,
     ended: bool,
 }
 
@@ -209,9 +216,10 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
     /// The next answer; `None` when all input is answered.
     async fn next(&mut self) -> Option<Rpc<StreamAppendResult<Types>>> {
         while !self.ended {
-            if self.input.is_none() && self.due == 0 {
+            if self.input.is_none() && self.due == 0 && self.held.is_none() {
                 return None;
             }
+            let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 reply = self.mailbox.recv(), if self.due > 0 => {
                     self.due -= 1;
@@ -222,16 +230,30 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
                     self.ended = !matches!(result, Ok(Ok(_)));
                     return Some(result);
                 }
-                request = next(&mut self.input), if self.due < PIPELINE => match request {
-                    None => self.input = None,
-                    Some(request) => {
-                        let call = self.client.append_call(self.key, &request);
-                        self.leader = Some(request.vote);
-                        self.due += 1;
-                        if let Err(why) = self.mailbox.send(call).await {
-                            self.ended = true;
-                            return Some(Err(broken(why)));
+                request = next(&mut self.input), if self.due < PIPELINE => {
+                    let unsent = match request {
+                        None => {
+                            self.input = None;
+                            self.held.take().map(|(request, _)| request)
                         }
+                        Some(request) if self.may_wait(&request) => {
+                            let until = held_until.unwrap_or_else(|| Instant::now() + COMMIT_WAIT);
+                            self.held = Some((request, until));
+                            None
+                        }
+                        // It tells of the newest commit as well.
+                        Some(request) => {
+                            self.held = None;
+                            Some(request)
+                        }
+                    };
+                    if let Some(request) = unsent && let Err(why) = self.send(request).await {
+                        return Some(Err(why));
+                    }
+                },
+                () = at(held_until), if self.due < PIPELINE => {
+                    if let Some((request, _)) = self.held.take() && let Err(why) = self.send(request).await {
+                        return Some(Err(why));
                     }
                 },
                 () = tokio::time::sleep(STALLED), if self.due > 0 => {
@@ -241,6 +263,30 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
             }
         }
         None
+    }
+
+    /// Whether the request only tells of a commit. The first of a session may be a question about the log, and the meta group's
+    /// followers serve what it committed to gateways: these go at once.
+    fn may_wait(&self, request: &AppendEntriesRequest<Types>) -> bool {
+        request.entries.is_empty() && self.leader.is_some() && self.client.local.group != GroupId::META
+    }
+
+    async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Rpc<()> {
+        let call = self.client.append_call(self.key, &request);
+        self.leader = Some(request.vote);
+        self.due += 1;
+        self.mailbox.send(call).await.map_err(|why| {
+            self.ended = true;
+            broken(why)
+        })
+    }
+}
+
+/// At that moment; never, if there is none.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -278,7 +324,8 @@ impl NetStreamAppend<Types> for Client {
             }
             let key = client.network.next_key();
             let mailbox = client.peer.appends.mailbox(key, PIPELINE + 1).await.map_err(unreachable)?;
-            let session = Session { client, input: Some(input), mailbox, key, due: 0, leader: None, ended: false };
+            let session =
+                Session { client, input: Some(input), mailbox, key, due: 0, leader: None, held: None, ended: false };
             let replies = stream::unfold(session, |mut session| async move {
                 let reply = session.next().await?;
                 Some((reply, session))

@@ -66,6 +66,8 @@ pub(super) trait Lane: Send + Sync + 'static {
     type FrameReply: Send;
     /// Whether a frame waits for those who are about to queue a call at this moment, as all groups are at a heartbeat.
     const GATHERS: bool;
+    /// Counts what leaves.
+    fn sent(home: &Home) -> &Sent;
     fn frame(calls: Vec<Self::Call>, own: Said) -> Self::Frame;
     fn replies(frame: Self::FrameReply) -> Vec<Self::Reply>;
     /// What the peer says of itself.
@@ -88,6 +90,10 @@ impl Lane for Appends {
     type Frame = AppendFrame;
     type FrameReply = AppendFrameReply;
     const GATHERS: bool = false;
+
+    fn sent(home: &Home) -> &Sent {
+        &home.appends_sent
+    }
 
     fn frame(calls: Vec<AppendCall>, _: Said) -> AppendFrame {
         AppendFrame { calls }
@@ -123,6 +129,10 @@ impl Lane for Liveness {
     type Frame = LivenessFrame;
     type FrameReply = LivenessFrameReply;
     const GATHERS: bool = true;
+
+    fn sent(home: &Home) -> &Sent {
+        &home.liveness_sent
+    }
 
     fn frame(calls: Vec<LivenessCall>, own: Said) -> LivenessFrame {
         LivenessFrame { calls, wall_ms: own.wall_ms, state_version: own.state_version }
@@ -169,16 +179,18 @@ pub(super) struct Home {
     pub(super) stop: CancellationToken,
     /// Told when a line has closed.
     pub(super) closings: Arc<Notify>,
+    /// What left on its lines for appends.
+    pub(super) appends_sent: Sent,
     /// What left on its liveness lines.
-    pub(super) sent: Sent,
+    pub(super) liveness_sent: Sent,
 }
 
-/// What left on the liveness lines of a node.
+/// What left on the lines of a node, of one kind.
 #[derive(Debug, Clone, Default)]
 pub struct Sent {
     /// Frames.
     pub frames: Counter,
-    /// Heartbeats and requests for votes in them; the fewer to a frame, the more an idle node costs.
+    /// What was asked in them, of one replica each; the fewer to a frame, the more each costs.
     pub calls: Counter,
 }
 
@@ -259,15 +271,16 @@ impl<L: Lane> Line<L> {
         request.metadata_mut().insert(NODE_HEADER, self.home.node.into());
         let mut replies = L::open(client, request).await.map_err(|e| e.to_string())?;
         let (queue, mut calls) = mpsc::channel(QUEUE);
-        let Home { presence, tasks, stop, closings, sent, .. } = self.home.clone();
+        let home = self.home.clone();
+        let Home { presence, tasks, stop, closings, .. } = home.clone();
         let closed = stop.child_token();
         let connection = Arc::new(Connection::<L> { queue, waiting: Mutex::default(), closed: closed.clone() });
 
         // Both tasks end when the connection breaks or the network is shut down; the tracker awaits them.
-        let (ending, clock) = (closed.clone(), presence.clone());
+        let ending = closed.clone();
         tasks.spawn(async move {
             let sending = async {
-                while let Some(frame) = gather::<L>(&mut calls, &clock, &sent).await {
+                while let Some(frame) = gather::<L>(&mut calls, &home).await {
                     if frames_tx.send(frame).await.is_err() {
                         break;
                     }
@@ -298,7 +311,7 @@ impl<L: Lane> Line<L> {
 }
 
 /// Everything that is queued, up to the size of a frame; `None` when nobody can queue any more.
-async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presence, sent: &Sent) -> Option<L::Frame> {
+async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, home: &Home) -> Option<L::Frame> {
     let first = queue.recv().await?;
     if L::GATHERS {
         settle(queue).await;
@@ -311,11 +324,10 @@ async fn gather<L: Lane>(queue: &mut mpsc::Receiver<L::Call>, presence: &Presenc
         bytes += call.encoded_len();
         calls.push(call);
     }
-    if L::GATHERS {
-        sent.frames.inc();
-        sent.calls.inc_by(calls.len() as u64);
-    }
-    Some(L::frame(calls, presence.says()))
+    let sent = L::sent(home);
+    sent.frames.inc();
+    sent.calls.inc_by(calls.len() as u64);
+    Some(L::frame(calls, home.presence.says()))
 }
 
 /// Lets tasks that are ready to queue something do so first, as long as some do. Waits for no timer: a lone vote is not held up.

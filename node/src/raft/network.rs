@@ -64,7 +64,8 @@ impl Network {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             closings: Arc::default(),
-            sent: Sent::default(),
+            appends_sent: Sent::default(),
+            liveness_sent: Sent::default(),
         };
         Network(Arc::new(Inner {
             home,
@@ -116,9 +117,14 @@ impl Network {
         lock(&self.0.peers).entry(key).or_insert_with(open).clone()
     }
 
+    /// Counts what leaves on lines for appends.
+    pub fn appends_sent(&self) -> Sent {
+        self.0.home.appends_sent.clone()
+    }
+
     /// Counts what leaves on liveness lines.
     pub fn liveness_sent(&self) -> Sent {
-        self.0.home.sent.clone()
+        self.0.home.liveness_sent.clone()
     }
 
     /// What this node dials with.

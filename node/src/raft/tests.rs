@@ -1,6 +1,7 @@
 //! Groups of three nodes in one process, over real connections on loopback and disks that forget.
 
 mod beats;
+mod commits;
 mod parking;
 mod snapshots;
 
