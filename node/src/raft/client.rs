@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use wire::{append_reply, liveness_call, liveness_reply};
 
 use super::{
+    company::Company,
     encode::{from_log_id, from_vote, to_entry, to_log_id, to_vote},
     group::Member,
     line::{Appends, Mailbox},
@@ -27,15 +28,11 @@ use super::{
     snapshot::{self, Snap},
     types::{LogId, Types, Vote},
 };
-use crate::log::GroupId;
 
 /// Appends of one session that may be unanswered.
 pub(super) const PIPELINE: usize = 64;
 /// A session that has heard nothing for this long, with appends unanswered, is begun anew.
 const STALLED: Duration = Duration::from_secs(2);
-/// Longest that a shard's followers wait to be told of a commit by the entry that comes next. An append of its own for each commit
-/// would double what travels; a follower has no use for it but to keep up.
-const COMMIT_WAIT: Duration = Duration::from_millis(100);
 
 type Rpc<T> = Result<T, RPCError<Types>>;
 
@@ -207,8 +204,7 @@ struct Session<'a, S> {
     /// Unanswered appends.
     due: usize,
     leader: Option<Vote>,
-    /// Tells of a commit and of nothing else, and when it goes if no entry comes before.
-    held: Option<(AppendEntriesRequest<Types>, Instant)>,
+    company: Company,
     ended: bool,
 }
 
@@ -216,10 +212,9 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
     /// The next answer; `None` when all input is answered.
     async fn next(&mut self) -> Option<Rpc<StreamAppendResult<Types>>> {
         while !self.ended {
-            if self.input.is_none() && self.due == 0 && self.held.is_none() {
+            if self.input.is_none() && self.due == 0 {
                 return None;
             }
-            let held_until = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 reply = self.mailbox.recv(), if self.due > 0 => {
                     self.due -= 1;
@@ -234,25 +229,16 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
                     let unsent = match request {
                         None => {
                             self.input = None;
-                            self.held.take().map(|(request, _)| request)
+                            self.company.release()
                         }
-                        Some(request) if self.may_wait(&request) => {
-                            let until = held_until.unwrap_or_else(|| Instant::now() + COMMIT_WAIT);
-                            self.held = Some((request, until));
-                            None
-                        }
-                        // It tells of the newest commit as well.
-                        Some(request) => {
-                            self.held = None;
-                            Some(request)
-                        }
+                        Some(request) => self.company.take(request, Instant::now()),
                     };
                     if let Some(request) = unsent && let Err(why) = self.send(request).await {
                         return Some(Err(why));
                     }
                 },
-                () = at(held_until), if self.due < PIPELINE => {
-                    if let Some((request, _)) = self.held.take() && let Err(why) = self.send(request).await {
+                () = at(self.company.until()), if self.due < PIPELINE => {
+                    if let Some(request) = self.company.release() && let Err(why) = self.send(request).await {
                         return Some(Err(why));
                     }
                 },
@@ -263,12 +249,6 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Session<'_, S> {
             }
         }
         None
-    }
-
-    /// Whether the request only tells of a commit. The first of a session may be a question about the log, and the meta group's
-    /// followers serve what it committed to gateways: these go at once.
-    fn may_wait(&self, request: &AppendEntriesRequest<Types>) -> bool {
-        request.entries.is_empty() && self.leader.is_some() && self.client.local.group != GroupId::META
     }
 
     async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Rpc<()> {
@@ -324,8 +304,9 @@ impl NetStreamAppend<Types> for Client {
             }
             let key = client.network.next_key();
             let mailbox = client.peer.appends.mailbox(key, PIPELINE + 1).await.map_err(unreachable)?;
+            let company = Company::new(client.local.group);
             let session =
-                Session { client, input: Some(input), mailbox, key, due: 0, leader: None, held: None, ended: false };
+                Session { client, input: Some(input), mailbox, key, due: 0, leader: None, company, ended: false };
             let replies = stream::unfold(session, |mut session| async move {
                 let reply = session.next().await?;
                 Some((reply, session))

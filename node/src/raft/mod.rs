@@ -5,10 +5,11 @@
 //! `service` answers them, `line` carries both, [`links`] is where connections are made and tests cut them; [`snapshot`] brings a
 //! replica that lies behind the others' logs up to them. `presence` is what it knows of other nodes, `lost` what followers do when a
 //! leader's connections close; `time` is how the replicas of a group tell each other its time. `beats` sends the
-//! heartbeats of all groups together, `ticks` has their timers wake together.
+//! heartbeats of all groups together, `ticks` has their timers wake together; `company` spares commits an append of their own.
 
 mod beats;
 mod client;
+mod company;
 mod encode;
 mod group;
 mod line;
