@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -37,7 +38,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::http::HttpClient;
+use crate::http::{HttpAnswer, HttpClient};
 
 /// Version of the protocol we speak.
 const MCS_VERSION: u8 = 41;
@@ -54,10 +55,35 @@ pub struct Identity {
     pub security_token: u64,
 }
 
+/// The broker asks to come again later (503): nothing was done. Look for it in the error of [`check_in`], [`register`], [`unregister`].
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{what} was answered 503: {said}")]
+pub struct Busy {
+    what: &'static str,
+    said: String,
+    /// How long it asks to wait, if it says so.
+    pub retry_after: Option<Duration>,
+}
+
+impl Busy {
+    #[cfg(test)]
+    pub(crate) fn later(retry_after: Option<Duration>) -> Self {
+        Self { what: "a test", said: String::new(), retry_after }
+    }
+
+    fn answered(what: &'static str, answer: &HttpAnswer) -> Result<(), Self> {
+        let said = || String::from_utf8_lossy(&answer.body).trim().to_owned();
+        match answer.status {
+            503 => Err(Self { what, said: said(), retry_after: answer.asks_to_wait() }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Checks in: a new identity, or the known one confirmed.
 ///
 /// # Errors
-/// When the broker refuses or does not answer.
+/// When the broker refuses ([`Busy`]: for now) or does not answer.
 pub async fn check_in(http: &HttpClient, known: Option<Identity>) -> Result<Identity> {
     let request = AndroidCheckinRequest {
         id: known.map(|identity| identity.android_id.cast_signed()),
@@ -68,6 +94,7 @@ pub async fn check_in(http: &HttpClient, known: Option<Identity>) -> Result<Iden
     };
     let headers = [("content-type", "application/x-protobuf")];
     let answer = http.post("/checkin", &headers, request.encode_to_vec()).await?;
+    Busy::answered("check-in", &answer)?;
     if answer.status != 200 {
         bail!("check-in was answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
     }
@@ -81,7 +108,7 @@ pub async fn check_in(http: &HttpClient, known: Option<Identity>) -> Result<Iden
 /// Registers `app` for `sender` in the legacy form; the registration token.
 ///
 /// # Errors
-/// When the broker refuses (the error holds its word) or does not answer.
+/// When the broker refuses (the error holds its word; [`Busy`]: for now) or does not answer.
 pub async fn register(http: &HttpClient, identity: Identity, app: &str, sender: &str) -> Result<String> {
     register_form(http, identity, &format!("app={app}&sender={sender}&device={}", identity.android_id)).await
 }
@@ -99,6 +126,7 @@ async fn register_form(http: &HttpClient, identity: Identity, form: &str) -> Res
     let login = format!("AidLogin {}:{}", identity.android_id, identity.security_token);
     let headers = [("authorization", login.as_str()), ("content-type", "application/x-www-form-urlencoded")];
     let answer = http.post("/c2dm/register3", &headers, form.to_owned()).await?;
+    Busy::answered("registration", &answer)?;
     let text = String::from_utf8_lossy(&answer.body);
     match text.split_once('=') {
         Some(("token" | "deleted", value)) => Ok(value.to_owned()),

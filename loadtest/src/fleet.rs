@@ -27,9 +27,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app_server::{digest, op_of},
     clock::RunClock,
-    device::{self, Connection, Identity},
+    device::{self, Busy, Connection, Identity},
     history::{Recorder, What},
     http::HttpClient,
+    patience::Patience,
 };
 
 /// Application id of every device of the generator.
@@ -46,6 +47,9 @@ const CONFIRM_DELAY: Duration = Duration::from_secs(2);
 
 /// Registrations and logins under way at once.
 const PARALLEL_MAX: usize = 48;
+
+/// How long a check-in or a registration that the broker puts off is tried again: many devices of one address wait for its limit.
+const ENROLL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Longest latency that is told apart, microseconds: ten minutes.
 const LATENCY_MAX_MICROS: u64 = 600_000_000;
@@ -72,6 +76,11 @@ pub struct Device {
 }
 
 impl Device {
+    /// A registered device that is to be on line once its fleet connects it.
+    pub(crate) fn new(name: String, identity: Identity, token: String) -> Self {
+        Self { name, identity, token, outstanding: AtomicUsize::new(0), wanted: watch::Sender::new(true) }
+    }
+
     /// Says whether it is to be on line, once its fleet has connected it: false drops its connection without a word, as a device
     /// that leaves its network does.
     pub fn want(&self, on_line: bool) {
@@ -135,10 +144,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Checks in and registers `count` devices; `progress` is told each.
+    /// Checks in and registers `count` devices; `progress` is told each. What the broker puts off is tried again as it asks.
     ///
     /// # Errors
-    /// The first device that the broker refuses.
+    /// The first device that the broker refuses, or puts off for longer than two minutes.
     pub async fn register(around: Surroundings, count: usize, progress: impl Fn(u64)) -> Result<Self> {
         let mut devices = Vec::with_capacity(count);
         let mut under_way = JoinSet::new();
@@ -240,8 +249,8 @@ fn joined(done: Option<Result<Result<Arc<Device>>, tokio::task::JoinError>>) -> 
 }
 
 async fn enroll(around: Surroundings, name: String) -> Result<Arc<Device>> {
-    let identity = device::check_in(&around.http, None).await?;
-    let token = device::register(&around.http, identity, APP, &around.sender_id).await?;
+    let identity = patiently(|| device::check_in(&around.http, None)).await?;
+    let token = patiently(|| device::register(&around.http, identity, APP, &around.sender_id)).await?;
     let what = What::Register {
         token: token.clone(),
         device: name.clone(),
@@ -249,7 +258,21 @@ async fn enroll(around: Surroundings, name: String) -> Result<Arc<Device>> {
         app: Some(APP.to_owned()),
     };
     around.recorder.record(around.clock.secs(), what);
-    Ok(Arc::new(Device { name, identity, token, outstanding: AtomicUsize::new(0), wanted: watch::Sender::new(true) }))
+    Ok(Arc::new(Device::new(name, identity, token)))
+}
+
+/// Tries until it is done, or refused for good, or put off for too long.
+async fn patiently<T, F: Future<Output = Result<T>>>(attempt: impl Fn() -> F) -> Result<T> {
+    let mut patience = Patience::of(ENROLL_PATIENCE);
+    loop {
+        let error = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let pause = error.downcast_ref::<Busy>().and_then(|busy| patience.pause(busy.retry_after));
+        let Some(pause) = pause else { return Err(error) };
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Waits until the device is to be on line, or not.
@@ -441,5 +464,67 @@ impl Task {
 
     fn record(&self, what: What) {
         self.around.recorder.record(self.around.clock.secs(), what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{Answer, Scripted};
+
+    #[tokio::test]
+    async fn a_device_that_is_put_off_checks_in_and_registers_once_the_broker_takes_it() {
+        use martlet_proto::device::checkin::AndroidCheckinResponse;
+        use prost::Message as _;
+        let id = AndroidCheckinResponse {
+            stats_ok: true,
+            android_id: Some(7),
+            security_token: Some(8),
+            ..AndroidCheckinResponse::default()
+        };
+        let broker = Scripted::start([
+            ("/checkin", Answer::busy(Some(1))),
+            ("/checkin", Answer::ok(id.encode_to_vec())),
+            ("/c2dm/register3", Answer::busy(None)),
+            ("/c2dm/register3", Answer::ok("token=t")),
+        ])
+        .await;
+        let around = Surroundings {
+            http: broker.client(),
+            mcs: String::new(),
+            tls: Arc::new(no_tls()),
+            sender_id: "1".to_owned(),
+            clock: RunClock::begin(),
+            recorder: Arc::new(Recorder::new(None).unwrap()),
+        };
+        let begun = around.clock.elapsed();
+        let device = enroll(around.clone(), "d".to_owned()).await.unwrap();
+        assert_eq!((device.identity, device.token.as_str()), (Identity { android_id: 7, security_token: 8 }, "t"));
+        assert!(around.clock.elapsed() - begun >= Duration::from_secs(1), "sooner than it was asked");
+        broker.ended().await;
+    }
+
+    fn no_tls() -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_puts_off_for_ever_is_given_up_and_a_refusal_is_final() {
+        let refusals = [Some(Busy::later(Some(Duration::from_secs(5)))), None];
+        for (refusal, tries) in refusals.into_iter().zip([25, 1]) {
+            let (begun, tried) = (Instant::now(), AtomicUsize::new(0));
+            let refused = patiently(|| async {
+                tried.fetch_add(1, Ordering::Relaxed);
+                match &refusal {
+                    Some(busy) => Err::<(), _>(busy.clone().into()),
+                    None => bail!("Error=INVALID_SENDER"),
+                }
+            });
+            refused.await.unwrap_err();
+            assert_eq!(tried.load(Ordering::Relaxed), tries);
+            assert!(begun.elapsed() <= ENROLL_PATIENCE);
+        }
     }
 }

@@ -115,6 +115,14 @@ pub struct HttpAnswer {
     pub retry_after: Option<String>,
 }
 
+impl HttpAnswer {
+    /// `Retry-After` in seconds, the only form that the broker writes.
+    #[must_use]
+    pub fn asks_to_wait(&self) -> Option<Duration> {
+        self.retry_after.as_ref()?.parse().ok().map(Duration::from_secs)
+    }
+}
+
 impl HttpClient {
     /// A client for `base`, `http://host:port`.
     ///

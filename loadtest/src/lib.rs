@@ -15,7 +15,11 @@ pub mod http;
 pub mod ledger;
 pub mod machine;
 pub mod pace;
+pub mod patience;
 pub mod ports;
 pub mod process;
 pub mod report;
 pub mod scenario;
+
+#[cfg(test)]
+mod scripted;
