@@ -3,6 +3,8 @@
 //! Owns the mapping from answers to outcomes: what is definite, what is unknown (gcm-http.md section 7, decisions "unknown
 //! outcome"). Each target of a multicast is an op of its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -12,6 +14,9 @@ use crate::{
     history::{Recorder, What},
     http::{HttpAnswer, HttpClient, was_never_sent},
 };
+
+/// Words for one target that say "later". Source: gcm-http.md section 7.
+const LATER: [&str; 2] = ["Unavailable", "DeviceMessageRateExceeded"];
 
 /// A project and its key.
 #[derive(Debug, Clone)]
@@ -45,6 +50,13 @@ pub enum Sent {
     Acked(String),
     /// Definitely not stored: the broker's word.
     Failed(String),
+    /// Definitely not stored, and worth another try later: the broker's word.
+    Busy {
+        /// What it said.
+        word: String,
+        /// How long it asks to wait, if it says so.
+        retry_after: Option<Duration>,
+    },
     /// It may be stored.
     Unknown(String),
 }
@@ -101,7 +113,7 @@ impl AppServer {
             let op = op_of(send, &target.device);
             let what = match outcome.clone() {
                 Sent::Acked(id) => What::SendAcked { op, message_id: Some(id) },
-                Sent::Failed(error) => What::SendFailed { op, error: Some(error) },
+                Sent::Failed(error) | Sent::Busy { word: error, .. } => What::SendFailed { op, error: Some(error) },
                 Sent::Unknown(error) => What::SendUnknown { op, error: Some(error) },
             };
             recorder.record(clock.secs(), what);
@@ -176,7 +188,11 @@ fn outcomes(answer: &HttpAnswer, targets: usize) -> Vec<Sent> {
     match answer.status {
         200 => {}
         // Nothing was or will be accepted.
-        503 | 400..=499 => return vec![Sent::Failed(format!("{} {}", answer.status, text())); targets],
+        503 => {
+            let busy = Sent::Busy { word: format!("503 {}", text()), retry_after: answer.asks_to_wait() };
+            return vec![busy; targets];
+        }
+        400..=499 => return vec![Sent::Failed(format!("{} {}", answer.status, text())); targets],
         status => return vec![Sent::Unknown(format!("{status} {}", text())); targets],
     }
     let parsed: Option<Reply> = serde_json::from_slice(&answer.body).ok();
@@ -186,6 +202,9 @@ fn outcomes(answer: &HttpAnswer, targets: usize) -> Vec<Sent> {
     let outcome = |result: OneResult| match (result.message_id, result.error) {
         (Some(id), None) => Sent::Acked(id),
         (None, Some(error)) if error == "InternalServerError" => Sent::Unknown(error),
+        (None, Some(error)) if LATER.contains(&error.as_str()) => {
+            Sent::Busy { word: error, retry_after: answer.asks_to_wait() }
+        }
         (None, Some(error)) => Sent::Failed(error),
         (message_id, error) => Sent::Unknown(format!("message id {message_id:?} and error {error:?}")),
     };
@@ -206,11 +225,13 @@ mod tests {
         let expected = [
             Sent::Acked("m".to_owned()),
             Sent::Unknown("InternalServerError".to_owned()),
-            Sent::Failed("Unavailable".to_owned()),
+            Sent::Busy { word: "Unavailable".to_owned(), retry_after: None },
         ];
         assert_eq!(outcomes(&answer(200, body), 3), expected);
         assert!(matches!(outcomes(&answer(500, ""), 1)[..], [Sent::Unknown(_)]));
-        assert!(matches!(outcomes(&answer(503, ""), 1)[..], [Sent::Failed(_)]));
+        let later = HttpAnswer { retry_after: Some("5".to_owned()), ..answer(503, "") };
+        let five = Some(Duration::from_secs(5));
+        assert!(matches!(&outcomes(&later, 1)[..], [Sent::Busy { retry_after, .. }] if *retry_after == five));
         assert!(matches!(outcomes(&answer(401, ""), 1)[..], [Sent::Failed(_)]));
     }
 

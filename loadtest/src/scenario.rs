@@ -34,6 +34,7 @@ use crate::{
     ledger::{self, Terms},
     machine,
     pace::Pace,
+    patience::Patience,
     report::{Report, to_f64},
 };
 
@@ -51,6 +52,9 @@ const WARM_UP: Duration = Duration::from_secs(2);
 
 /// Longest wait without any arrival for what was acked.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a message that the broker refuses for now is tried again where it is to be stored.
+const STORE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Devices stay on line this long after the last arrival, for what should not come.
 const LINGER: Duration = Duration::from_millis(1_500);
@@ -274,7 +278,10 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// Sends `per_device` messages to each device on line or to be, whatever becomes of them.
+    /// Stores `per_device` messages for each device that is to be on line. What is refused for now is sent again.
+    ///
+    /// # Errors
+    /// When one was refused for two minutes.
     async fn store(&self, sending: &Arc<Sending>, per_device: usize) -> Result<()> {
         let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
         let bar = progress(self.quiet, "storing", self.plan.devices * per_device);
@@ -287,12 +294,12 @@ impl Run<'_> {
                 bar.inc(chunk.len() as u64);
                 sends.spawn(async move {
                     let _slot = slot;
-                    sender.send(&chunk, None).await;
+                    sender.store(chunk).await
                 });
             }
         }
         while let Some(done) = sends.join_next().await {
-            done.context("a sender panicked")?;
+            done.context("a sender panicked")??;
         }
         bar.finish_and_clear();
         Ok(())
@@ -438,7 +445,7 @@ impl Sender {
     async fn closed_loop(self) {
         while !self.sending.stop.load(Ordering::Relaxed) {
             match self.pick() {
-                Some(devices) => self.send(&devices, None).await,
+                Some(devices) => drop(self.send(&devices, None).await),
                 None => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
@@ -481,7 +488,31 @@ impl Sender {
         None
     }
 
-    async fn send(&self, devices: &[Arc<Device>], due: Option<f64>) {
+    /// Sends a message to each until none is refused for now any more.
+    async fn store(&self, mut devices: Vec<Arc<Device>>) -> Result<()> {
+        let mut patience = Patience::of(STORE_PATIENCE);
+        loop {
+            let sent = self.send(&devices, None).await;
+            let (mut refused, mut asked, mut said) = (Vec::new(), None, String::new());
+            for (device, outcome) in devices.into_iter().zip(sent) {
+                if let Sent::Busy { word, retry_after } = outcome {
+                    refused.push(device);
+                    asked = asked.max(retry_after);
+                    said = word;
+                }
+            }
+            if refused.is_empty() {
+                return Ok(());
+            }
+            let Some(pause) = patience.pause(asked) else {
+                bail!("{} messages were refused for {STORE_PATIENCE:?}, at last with {said:?}", refused.len());
+            };
+            tokio::time::sleep(pause).await;
+            devices = refused;
+        }
+    }
+
+    async fn send(&self, devices: &[Arc<Device>], due: Option<f64>) -> Vec<Sent> {
         let targets: Vec<Target> =
             devices.iter().map(|device| Target { device: device.name.clone(), token: device.token.clone() }).collect();
         for device in devices {
@@ -490,7 +521,7 @@ impl Sender {
         let name = format!("{}.{}", self.first_send, self.sending.next_send.fetch_add(1, Ordering::Relaxed));
         let intended = due.unwrap_or_else(|| self.clock.secs());
         let sent = self.app_server.send(&self.clock, &self.recorder, &name, &targets, intended).await;
-        for (device, outcome) in devices.iter().zip(sent) {
+        for (device, outcome) in devices.iter().zip(&sent) {
             if matches!(outcome, Sent::Acked(_)) {
                 self.sending.acked.fetch_add(1, Ordering::Relaxed);
             } else {
@@ -499,6 +530,7 @@ impl Sender {
                 let _ = device.outstanding.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
             }
         }
+        sent
     }
 }
 
@@ -512,4 +544,49 @@ fn progress(quiet: bool, what: &'static str, len: usize) -> ProgressBar {
     }
     bar.set_message(what);
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        device::Identity,
+        scripted::{Answer, Scripted},
+    };
+
+    #[tokio::test]
+    async fn what_is_refused_for_now_is_sent_again_under_another_name_until_it_is_stored() {
+        let broker = Scripted::start([
+            ("/gcm/send", Answer::busy(Some(1))),
+            ("/gcm/send", Answer::ok(r#"{"results":[{"error":"Unavailable"},{"message_id":"m1"}]}"#)),
+            ("/gcm/send", Answer::ok(r#"{"results":[{"message_id":"m2"}]}"#)),
+        ])
+        .await;
+        let identity = Identity { android_id: 1, security_token: 1 };
+        let device = |name: &str| Arc::new(Device::new(name.to_owned(), identity, format!("token of {name}")));
+        let devices = [device("a"), device("b")];
+        let project = Project { sender_id: "1".to_owned(), server_key: "k".to_owned() };
+        let recorder = Arc::new(Recorder::new(None).unwrap());
+        let sender = Sender {
+            sending: Arc::default(),
+            devices: devices.to_vec().into(),
+            app_server: AppServer { http: broker.client(), project, payload_bytes: 10, ttl_secs: None },
+            clock: RunClock::begin(),
+            recorder: Arc::clone(&recorder),
+            recipients: 2,
+            first_send: 0,
+        };
+        sender.store(devices.to_vec()).await.unwrap();
+        assert!(sender.clock.elapsed() >= Duration::from_secs(1), "sooner than it was asked");
+        assert_eq!(sender.sending.acked.load(Ordering::Relaxed), 2);
+        assert!(devices.iter().all(|device| device.outstanding.load(Ordering::Relaxed) == 1));
+        broker.ended().await;
+        drop(sender);
+        let history = Arc::into_inner(recorder).unwrap().finish().unwrap();
+        let ops = |wanted: fn(&What) -> Option<&String>| history.iter().filter_map(move |event| wanted(&event.what));
+        let invoked = ops(|what| if let What::SendInvoked { op, .. } = what { Some(op) } else { None });
+        assert_eq!(invoked.collect::<std::collections::BTreeSet<_>>().len(), 5, "each try is an op of its own");
+        let acked = ops(|what| if let What::SendAcked { op, .. } = what { Some(op) } else { None });
+        assert_eq!(acked.collect::<Vec<_>>(), ["0.1@b", "0.2@a"]);
+    }
 }
