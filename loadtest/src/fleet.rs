@@ -144,7 +144,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Checks in and registers `count` devices; `progress` is told each. What the broker puts off is tried again as it asks.
+    /// Checks in and registers `count` devices, named `d0` and so on, in this order; `progress` is told each. What the broker puts off is tried again as it asks.
     ///
     /// # Errors
     /// The first device that the broker refuses, or puts off for longer than two minutes.
@@ -156,12 +156,15 @@ impl Fleet {
                 devices.push(joined(under_way.join_next().await)?);
                 progress(1);
             }
-            under_way.spawn(enroll(around.clone(), format!("d{n}")));
+            let around = around.clone();
+            under_way.spawn(async move { Ok((n, enroll(around, format!("d{n}")).await?)) });
         }
         while !under_way.is_empty() {
             devices.push(joined(under_way.join_next().await)?);
             progress(1);
         }
+        devices.sort_unstable_by_key(|(n, _)| *n);
+        let devices = devices.into_iter().map(|(_, device)| device).collect();
         let latency = Histogram::new_with_bounds(1, LATENCY_MAX_MICROS, 3).context("a histogram of three digits")?;
         let seen = Seen {
             latency_micros: Mutex::new(latency),
@@ -182,9 +185,9 @@ impl Fleet {
         })
     }
 
-    /// Brings the devices of `range` on line; they reconnect until [`Fleet::leave`].
-    pub fn connect(&self, range: std::ops::Range<usize>) {
-        for device in &self.devices[range] {
+    /// Brings devices on line, by their places; they reconnect until [`Fleet::leave`].
+    pub fn connect(&self, places: impl IntoIterator<Item = usize>) {
+        for device in places.into_iter().map(|at| &self.devices[at]) {
             let task = Task {
                 device: Arc::clone(device),
                 seen: Arc::clone(&self.seen),
@@ -244,7 +247,7 @@ impl Fleet {
     }
 }
 
-fn joined(done: Option<Result<Result<Arc<Device>>, tokio::task::JoinError>>) -> Result<Arc<Device>> {
+fn joined<T>(done: Option<Result<Result<T>, tokio::task::JoinError>>) -> Result<T> {
     done.context("a registration was under way")?.context("a registration panicked")?
 }
 

@@ -206,9 +206,49 @@ pub enum Phase {
     End,
 }
 
+impl What {
+    /// Name of the device it happened to, where the event or the name of its op (`…@device`) tells it.
+    fn device(&self) -> Option<&str> {
+        match self {
+            Self::Register { device, .. }
+            | Self::Connected { device, .. }
+            | Self::Disconnected { device, .. }
+            | Self::Delivered { device, .. }
+            | Self::DeviceAcked { device, .. }
+            | Self::DeletedMessages { device, .. }
+            | Self::UpInvoked { device, .. } => Some(device),
+            Self::SendInvoked { op, .. }
+            | Self::SendAcked { op, .. }
+            | Self::SendFailed { op, .. }
+            | Self::SendUnknown { op, .. } => op.rsplit_once('@').map(|(_, device)| device),
+            Self::Unregister { .. }
+            | Self::Dropped { .. }
+            | Self::ReceiptDelivered { .. }
+            | Self::CcsConnected { .. }
+            | Self::CcsDisconnected { .. }
+            | Self::UpAcked { .. }
+            | Self::UpFailed { .. }
+            | Self::UpUnknown { .. }
+            | Self::UpDelivered { .. }
+            | Self::UpAckSent { .. }
+            | Self::Fault { .. }
+            | Self::End {}
+            | Self::Other => None,
+        }
+    }
+
+    /// Whether it happened to a device `dN` whose number is a multiple of `every`, or to none.
+    fn is_sampled(&self, every: usize) -> bool {
+        let number = self.device().and_then(|device| device.strip_prefix('d')?.parse::<usize>().ok());
+        number.is_none_or(|number| number.is_multiple_of(every))
+    }
+}
+
 /// Keeps the events of a run in memory and, when asked to, in a file; shared by all its tasks.
 #[derive(Debug)]
 pub struct Recorder {
+    /// One device in so many is recorded.
+    every: usize,
     kept: Mutex<Kept>,
 }
 
@@ -226,12 +266,24 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be created.
     pub fn new(file: Option<&Path>) -> io::Result<Self> {
+        Self::of_sample(file, 1)
+    }
+
+    /// As [`Recorder::new`], but of the devices `dN` only those whose number is a multiple of `every` are recorded: all that happened to
+    /// them, so that they can be judged.
+    ///
+    /// # Errors
+    /// As [`Recorder::new`].
+    pub fn of_sample(file: Option<&Path>, every: usize) -> io::Result<Self> {
         let file = file.map(File::create).transpose()?.map(BufWriter::new);
-        Ok(Self { kept: Mutex::new(Kept { events: Vec::new(), file, broken: None }) })
+        Ok(Self { every, kept: Mutex::new(Kept { events: Vec::new(), file, broken: None }) })
     }
 
     /// Adds one event at `t` seconds; on return it is in the file.
     pub fn record(&self, t: f64, what: What) {
+        if self.every > 1 && !what.is_sampled(self.every) {
+            return;
+        }
         let event = Event { t, what };
         let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(file) = &mut kept.file
@@ -304,6 +356,19 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
         assert_eq!(read(&path).unwrap(), events[..1]);
+    }
+
+    #[test]
+    fn of_a_sample_everything_is_kept_and_of_the_other_devices_nothing() {
+        let recorder = Recorder::of_sample(None, 10).unwrap();
+        for device in ["d0", "d7", "d10", "d101"] {
+            recorder.record(0.0, What::Connected { device: device.to_owned(), session: None });
+            recorder.record(1.0, What::SendAcked { op: format!("1.2@{device}"), message_id: None });
+        }
+        recorder.record(2.0, What::End {});
+        let kept = recorder.finish().unwrap();
+        let devices: Vec<_> = kept.iter().map(|event| event.what.device()).collect();
+        assert_eq!(devices, [Some("d0"), Some("d0"), Some("d10"), Some("d10"), None]);
     }
 
     #[test]

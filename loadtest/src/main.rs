@@ -13,6 +13,15 @@ use martlet_loadtest::{
     scenario::{self, Broker, Kind, Plan},
 };
 
+/// Devices of a run that says nothing of them.
+const DEVICES_ON_LINE: usize = 1_000;
+
+/// The same of `offline-fill`.
+const DEVICES_AWAY: usize = 1_000_000;
+
+/// Configuration of a gateway where one address stands for a million: the limits of an address would have them wait for a quarter of an hour.
+const UNLIMITED_ENROLLMENT: &str = "[admit]\ncheckins_per_sec = 0\nregistrations_per_sec = 0\n";
+
 /// A generator that shares the machine with what it measures must take little of it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,13 +50,16 @@ enum Scenario {
     Storm(Options),
     /// Messages for devices that are away; then a node is started again, after SIGTERM and after SIGKILL: how long until it serves.
     Restart(Options),
+    /// One message for each of very many devices that are away (1,000,000 unless --devices says otherwise): what a full cluster costs
+    /// in rate, memory, disk and time to start again.
+    OfflineFill(Options),
 }
 
 #[derive(Debug, Args)]
 struct Options {
-    /// Devices on line.
-    #[arg(long, default_value_t = 1_000)]
-    devices: usize,
+    /// Devices on line, 1000 unless given; of `offline-fill` those that are away, a million.
+    #[arg(long)]
+    devices: Option<usize>,
     /// Registered devices; those beyond --devices stay offline. At least --devices.
     #[arg(long)]
     registered: Option<usize>,
@@ -119,19 +131,21 @@ async fn run(cli: Cli) -> Result<bool> {
         Scenario::Idle(options) => (Kind::Idle, options),
         Scenario::Storm(options) => (Kind::Storm, options),
         Scenario::Restart(options) => (Kind::Restart, options),
+        Scenario::OfflineFill(options) => (Kind::OfflineFill, options),
     };
     raise_descriptor_limit();
-    let registered = options.registered.unwrap_or(options.devices);
-    if registered < options.devices || options.devices == 0 {
-        bail!("--registered {registered}: at least --devices {}, and that at least 1", options.devices);
+    let devices = options.devices.unwrap_or(if kind == Kind::OfflineFill { DEVICES_AWAY } else { DEVICES_ON_LINE });
+    let registered = options.registered.unwrap_or(devices);
+    if registered < devices || devices == 0 {
+        bail!("--registered {registered}: at least --devices {devices}, and that at least 1");
     }
-    if !(1..=1_000).contains(&options.recipients) || options.recipients > options.devices {
+    if !(1..=1_000).contains(&options.recipients) || options.recipients > devices {
         bail!("--recipients {}: 1 to 1000, and at most --devices", options.recipients);
     }
     let scratch = Scratch::new(options.dir.clone())?;
     let plan = Plan {
         kind,
-        devices: options.devices,
+        devices,
         registered,
         window: Duration::from_secs(options.seconds),
         rate: options.rate,
@@ -144,7 +158,7 @@ async fn run(cli: Cli) -> Result<bool> {
     };
     let mut broker = match &options.connection {
         Some(file) => running(file)?,
-        None => started(&options, &scratch).await?,
+        None => started(kind, &options, &scratch).await?,
     };
     let report = scenario::run(&plan, &mut broker, options.json).await?;
     if let Some(cluster) = broker.cluster {
@@ -154,7 +168,7 @@ async fn run(cli: Cli) -> Result<bool> {
     Ok(report.verdict == "kept")
 }
 
-async fn started(options: &Options, scratch: &Scratch) -> Result<Broker> {
+async fn started(kind: Kind, options: &Options, scratch: &Scratch) -> Result<Broker> {
     let Some(nodes) = options.local_cluster else {
         bail!("name a broker with --connection FILE, or start one with --local-cluster 3");
     };
@@ -168,7 +182,7 @@ async fn started(options: &Options, scratch: &Scratch) -> Result<Broker> {
         nodes,
         shards: options.shards,
         node_extra: String::new(),
-        gateway_extra: String::new(),
+        gateway_extra: if kind == Kind::OfflineFill { UNLIMITED_ENROLLMENT.to_owned() } else { String::new() },
     };
     let cluster = Cluster::start(layout).await?;
     Ok(Broker {
@@ -271,7 +285,7 @@ mod tests {
             let (Scenario::Steady(options) | Scenario::OfflineDrain(options)) = Cli::parse_from(words).scenario else {
                 panic!("{scenario} is another scenario");
             };
-            assert_eq!((options.devices, options.registered, options.shards), (10, Some(20), 4));
+            assert_eq!((options.devices, options.registered, options.shards), (Some(10), Some(20), 4));
         }
     }
 }

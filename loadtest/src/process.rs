@@ -140,6 +140,18 @@ impl Process {
         Ok(())
     }
 
+    /// What its metrics say of one that has no labels.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such metric.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let http = HttpClient::new(&format!("http://127.0.0.1:{}", self.admin))?;
+        let answer = http.get("/metrics").await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.with_context(|| format!("{} does not tell {name}", self.name))
+    }
+
     pub(crate) async fn wait(&mut self, probe: &str) -> Result<()> {
         let clock = RunClock::begin();
         loop {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     ledger::Verdict,
-    scenario::{IdleFigures, RestartFigures, StormFigures},
+    scenario::{FillFigures, IdleFigures, RestartFigures, StormFigures},
 };
 
 /// Violations that are shown; the rest is counted.
@@ -79,6 +79,9 @@ pub struct Report {
     /// Of `restart` only; its keys stand beside the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartFigures>,
+    /// Of `offline-fill` only; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub fill: Option<FillFigures>,
     /// Rules of the ledger that were broken.
     pub violations: Vec<String>,
     /// Cores and processor.
@@ -145,6 +148,7 @@ impl Report {
         ];
         let own = self.idle.iter().flat_map(IdleFigures::rows).chain(self.storm.iter().flat_map(StormFigures::rows));
         let own = own.chain(self.restart.iter().flat_map(RestartFigures::rows));
+        let own = own.chain(self.fill.iter().flat_map(FillFigures::rows));
         let (head, tail) = rows.split_at(1);
         for (name, value) in head.iter().cloned().chain(own).chain(tail.iter().cloned()) {
             table.add_row([name.to_owned(), value]);
@@ -190,6 +194,7 @@ mod tests {
             idle: Some(IdleFigures::default()),
             storm: Some(StormFigures::default()),
             restart: Some(RestartFigures::default()),
+            fill: Some(FillFigures::default()),
             ..Report::default()
         };
         assert_eq!(keys(&report.json()), documented("## The JSON line", "## Where the time goes"));

@@ -2,14 +2,16 @@
 //!
 //! A run registers its devices, brings them on line, sends, waits until everything acked has arrived, and hands the history to
 //! the ledger. Owns the phases and the measured window; sends fewer than the limit of waiting messages to any device, so that the
-//! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections, and
-//! `restart`, which measures a node that comes back, have their files.
+//! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections,
+//! `restart`, which measures a node that comes back, and `offline-fill`, which measures a full cluster, have their files.
 
+mod fill;
 mod idle;
 mod restart;
 mod storm;
 
 use std::{
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, PoisonError,
@@ -22,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-pub use self::{idle::IdleFigures, restart::RestartFigures, storm::StormFigures};
+pub use self::{fill::FillFigures, idle::IdleFigures, restart::RestartFigures, storm::StormFigures};
 use crate::{
     app_server::{AppServer, Project, Sent, Target},
     clock::RunClock,
@@ -75,6 +77,8 @@ pub enum Kind {
     Storm,
     /// Messages for devices that are away; then a node is started again.
     Restart,
+    /// One message for each of very many devices that are away.
+    OfflineFill,
 }
 
 impl Kind {
@@ -86,6 +90,7 @@ impl Kind {
             Self::Idle => "idle",
             Self::Storm => "storm",
             Self::Restart => "restart",
+            Self::OfflineFill => "offline-fill",
         }
     }
 }
@@ -109,7 +114,7 @@ pub struct Plan {
     pub recipients: usize,
     /// Size of the body, bytes.
     pub payload_bytes: usize,
-    /// Messages for each device of `offline-drain` and `restart`.
+    /// Messages for each device of `offline-drain` and `restart`; `offline-fill` stores one.
     pub per_device: usize,
     /// Where the history is written.
     pub history: Option<PathBuf>,
@@ -140,7 +145,12 @@ pub struct Broker {
 /// When the broker could not be used at all; broken promises are in the report.
 pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report> {
     let clock = RunClock::begin();
-    let recorder = Arc::new(Recorder::new(plan.history.as_deref()).context("create --history")?);
+    let history = plan.history.as_deref();
+    let recorder = match plan.kind {
+        Kind::OfflineFill => Recorder::of_sample(history, fill::sample_every(plan.devices)),
+        Kind::Steady | Kind::OfflineDrain | Kind::Idle | Kind::Storm | Kind::Restart => Recorder::new(history),
+    };
+    let recorder = Arc::new(recorder.context("create --history")?);
     let http = HttpClient::new(&broker.http)?;
     let around = Surroundings {
         http: http.clone(),
@@ -153,7 +163,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
     let fdatasync_per_s = machine::fdatasync_per_sec(&plan.disk, Duration::from_secs(1))?;
     let empty = match plan.kind {
         Kind::Idle => Some(idle::empty(plan, broker, quiet).await?),
-        Kind::Steady | Kind::OfflineDrain | Kind::Storm | Kind::Restart => None,
+        Kind::Steady | Kind::OfflineDrain | Kind::Storm | Kind::Restart | Kind::OfflineFill => None,
     };
     let bar = progress(quiet, "registering", plan.registered);
     let fleet = Fleet::register(around, plan.registered, |done| bar.inc(done)).await?;
@@ -177,6 +187,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
             report
         }
         Kind::Restart => run.restart().await?,
+        Kind::OfflineFill => run.offline_fill().await?,
     };
     report.fdatasync_per_s = fdatasync_per_s;
     run.recorder.record(run.clock.secs(), What::End {});
@@ -262,7 +273,7 @@ impl Run<'_> {
             bail!("--per-device: at most {}, below the limit of waiting messages", OUTSTANDING_MAX - 1);
         }
         let sending = Arc::new(Sending::default());
-        self.store(&sending, self.plan.per_device).await?;
+        self.store(&sending, 0..self.plan.devices, self.plan.per_device).await?;
         let from = self.edge(&sending);
         self.fleet.seen.measuring.store(true, Ordering::Relaxed);
         self.fleet.connect(0..self.plan.devices);
@@ -278,13 +289,13 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// Stores `per_device` messages for each device that is to be on line. What is refused for now is sent again.
+    /// Stores `per_device` messages for each of these devices. What is refused for now is sent again.
     ///
     /// # Errors
     /// When one was refused for two minutes.
-    async fn store(&self, sending: &Arc<Sending>, per_device: usize) -> Result<()> {
-        let devices: Arc<[Arc<Device>]> = self.fleet.devices[..self.plan.devices].into();
-        let bar = progress(self.quiet, "storing", self.plan.devices * per_device);
+    async fn store(&self, sending: &Arc<Sending>, devices: Range<usize>, per_device: usize) -> Result<()> {
+        let devices: Arc<[Arc<Device>]> = self.fleet.devices[devices].into();
+        let bar = progress(self.quiet, "storing", devices.len() * per_device);
         let slots = Arc::new(Semaphore::new(self.plan.senders));
         let mut sends = JoinSet::new();
         for _ in 0..per_device {
@@ -410,6 +421,7 @@ impl Run<'_> {
             idle: None,
             storm: None,
             restart: None,
+            fill: None,
             violations: Vec::new(),
             machine: machine::name(),
         }

@@ -124,7 +124,7 @@ impl Run<'_> {
         let from = self.edge(&sending);
         let quiet_cpu_share_each = shares(cluster, self.plan.window).await;
         let (gateway_quiet, nodes_quiet) = (cluster.gateway_resident_bytes(), nodes());
-        self.store(&sending, 1).await?;
+        self.store(&sending, 0..self.plan.devices, 1).await?;
         self.drain(&sending).await;
         self.confirmed(CONFIRM_PATIENCE).await?;
         tokio::time::sleep(self.plan.window).await;

@@ -66,20 +66,13 @@ impl Run<'_> {
             bail!("--per-device: at most {}, below the limit of waiting messages", OUTSTANDING_MAX - 1);
         }
         let sending = Arc::new(Sending::default());
-        self.store(&sending, self.plan.per_device).await?;
+        self.store(&sending, 0..self.plan.devices, self.plan.per_device).await?;
         let stored = sending.acked.load(Ordering::Relaxed);
         let cluster = self.broker.cluster.as_mut().context("restart ends processes: use --local-cluster")?;
 
         tokio::time::sleep(SETTLE).await;
         let node_disk_bytes = bytes_below(&cluster.node_data(NODE))?;
-        let before = groups(cluster).await.context("the node does not say what it holds")?;
-        cluster.process_mut(Member::Node(NODE)).end().await?;
-        let restart_after_sigterm_s = start(cluster, &before).await.context("after SIGTERM")?;
-
-        tokio::time::sleep(SETTLE).await;
-        let before = groups(cluster).await.context("the node does not say what it holds")?;
-        cluster.kill_node(NODE)?;
-        let restart_after_sigkill_s = start(cluster, &before).await.context("after SIGKILL")?;
+        let (restart_after_sigterm_s, restart_after_sigkill_s) = restarted(cluster).await?;
         let resident = cluster.resident_bytes_each().first().map_or(0, |(_, bytes)| *bytes);
 
         let from = self.edge(&sending);
@@ -98,6 +91,19 @@ impl Run<'_> {
         });
         Ok(report)
     }
+}
+
+/// Starts the node again, after SIGTERM and then after SIGKILL: how long each took until it served, seconds.
+pub(super) async fn restarted(cluster: &mut Cluster) -> Result<(f64, f64)> {
+    let before = groups(cluster).await.context("the node does not say what it holds")?;
+    cluster.process_mut(Member::Node(NODE)).end().await?;
+    let after_sigterm = start(cluster, &before).await.context("after SIGTERM")?;
+
+    tokio::time::sleep(SETTLE).await;
+    let before = groups(cluster).await.context("the node does not say what it holds")?;
+    cluster.kill_node(NODE)?;
+    let after_sigkill = start(cluster, &before).await.context("after SIGKILL")?;
+    Ok((after_sigterm, after_sigkill))
 }
 
 /// Starts the node and waits until it serves; how long that took, seconds.
@@ -139,7 +145,7 @@ async fn groups(cluster: &Cluster) -> Option<Vec<GroupStatus>> {
 }
 
 /// Bytes of all files below a directory. One that goes meanwhile counts nothing.
-fn bytes_below(dir: &Path) -> Result<u64> {
+pub(super) fn bytes_below(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let entry = entry?;

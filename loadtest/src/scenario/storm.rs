@@ -76,7 +76,7 @@ impl Run<'_> {
         self.fleet.leave().await;
         self.fleet = self.fleet.come_back();
 
-        self.store(&sending, 1).await?;
+        self.store(&sending, 0..self.plan.devices, 1).await?;
         tokio::time::sleep(SETTLE).await;
         let from = self.edge(&sending);
         self.fleet.seen.measuring.store(true, Ordering::Relaxed);
