@@ -36,39 +36,56 @@ pub(crate) struct Order<'a> {
     pub(crate) dry_run: bool,
 }
 
-/// A target whose operation is on its way.
-struct Waiting {
-    index: usize,
-    id: MessageId,
-    tag: DeviceTag,
+/// One registration and the id of its message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) tag: DeviceTag,
+    pub(crate) registration: RegistrationId,
+    pub(crate) id: MessageId,
 }
 
-/// Sends to every target; what became of them in their order.
+/// Sends to every token; what became of them in their order.
 pub(crate) async fn send(
     route: &Route,
     facts: &Facts,
     metrics: &Metrics,
-    targets: &[String],
+    tokens: &[String],
     order: &Order<'_>,
 ) -> Vec<TargetOutcome> {
-    let mut sent: Vec<Option<TargetOutcome>> = targets.iter().map(|_| None).collect();
-    let (mut waiting, mut operations) = (Vec::new(), Vec::new());
-    for (index, target) in targets.iter().enumerate() {
-        match verified(route, facts, target).await {
+    let mut sent: Vec<Option<TargetOutcome>> = tokens.iter().map(|_| None).collect();
+    let (mut places, mut targets) = (Vec::new(), Vec::new());
+    for (place, token) in tokens.iter().enumerate() {
+        match verified(route, facts, token).await {
             Ok(token) => {
-                let id = route.operation_id();
-                waiting.push(Waiting { index, id, tag: token.device_tag() });
-                operations.push(operation(facts, &token, id, order));
+                places.push(place);
+                let (tag, registration) = (token.device_tag(), token.registration_id());
+                targets.push(Target { tag, registration, id: route.operation_id() });
             }
-            Err(refusal) => sent[index] = Some(TargetOutcome::Refused(refusal)),
+            Err(refusal) => sent[place] = Some(TargetOutcome::Refused(refusal)),
         }
     }
-    for (waiting, outcome) in waiting.into_iter().zip(route.submit(operations).await) {
-        sent[waiting.index] = Some(judged(route, facts, &waiting, outcome, order.dry_run).await);
+    for (place, outcome) in places.into_iter().zip(deliver(route, facts, &targets, order).await) {
+        sent[place] = Some(outcome);
     }
     let sent: Vec<TargetOutcome> = sent.into_iter().map(|sent| sent.expect("refused at once or sent")).collect();
-    for sent in &sent {
-        metrics.fate(match sent {
+    count(metrics, &sent);
+    sent
+}
+
+/// Sends to registrations; what became of them in their order.
+pub(crate) async fn deliver(route: &Route, facts: &Facts, targets: &[Target], order: &Order<'_>) -> Vec<TargetOutcome> {
+    let operations = targets.iter().map(|target| operation(facts, target, order)).collect();
+    let mut outcomes = Vec::with_capacity(targets.len());
+    for (target, outcome) in targets.iter().zip(route.submit(operations).await) {
+        outcomes.push(judged(route, facts, target, outcome, order.dry_run).await);
+    }
+    outcomes
+}
+
+/// Counts what became of targets.
+pub(crate) fn count(metrics: &Metrics, outcomes: &[TargetOutcome]) {
+    for outcome in outcomes {
+        metrics.fate(match outcome {
             TargetOutcome::Accepted { id: Some(_), .. } => Fate::Accepted,
             TargetOutcome::Accepted { id: None, .. } => Fate::DryRun,
             TargetOutcome::Refused(Refusal::Unavailable) => Fate::Unavailable,
@@ -76,10 +93,10 @@ pub(crate) async fn send(
             TargetOutcome::Refused(_) => Fate::Refused,
         });
     }
-    sent
 }
 
-async fn verified(route: &Route, facts: &Facts, target: &str) -> Result<RegistrationToken, Refusal> {
+/// A token as it was spelled, if it is one of ours.
+pub(crate) async fn verified(route: &Route, facts: &Facts, target: &str) -> Result<RegistrationToken, Refusal> {
     if target.is_empty() {
         return Err(Refusal::MissingRegistration);
     }
@@ -88,9 +105,9 @@ async fn verified(route: &Route, facts: &Facts, target: &str) -> Result<Registra
     token.verify(&key).map_err(|_| Refusal::InvalidRegistration)
 }
 
-fn operation(facts: &Facts, token: &RegistrationToken, id: MessageId, order: &Order<'_>) -> (Shard, Operation) {
-    let device_tag = token.device_tag().0;
-    let registration_id = Bytes::copy_from_slice(&token.registration_id().0);
+fn operation(facts: &Facts, target: &Target, order: &Order<'_>) -> (Shard, Operation) {
+    let device_tag = target.tag.0;
+    let registration_id = Bytes::copy_from_slice(&target.registration.0);
     let sender = order.sender.as_str().to_owned();
     let restricted_package_name = order.restricted_package_name.unwrap_or_default().to_owned();
     let kind = if order.dry_run {
@@ -109,19 +126,19 @@ fn operation(facts: &Facts, token: &RegistrationToken, id: MessageId, order: &Or
             ..Enqueue::default()
         })
     };
-    let operation = Operation { id: Bytes::copy_from_slice(&id.to_bytes()), first_try_ms: 0, kind: Some(kind) };
-    (facts.shard(token.device_tag()), operation)
+    let operation = Operation { id: Bytes::copy_from_slice(&target.id.to_bytes()), first_try_ms: 0, kind: Some(kind) };
+    (facts.shard(target.tag), operation)
 }
 
-async fn judged(route: &Route, facts: &Facts, waiting: &Waiting, outcome: Outcome, dry_run: bool) -> TargetOutcome {
+async fn judged(route: &Route, facts: &Facts, target: &Target, outcome: Outcome, dry_run: bool) -> TargetOutcome {
     match outcome {
         Outcome::Answered(answer::Kind::Accepted(accepted)) => {
             let canonical = match accepted.canonical {
-                Some(registration) => token_of(route, facts, waiting.tag, &registration).await,
+                Some(registration) => token_of(route, facts, target.tag, &registration).await,
                 None => None,
             };
             let canonical = canonical.map(|token| token.to_string());
-            TargetOutcome::Accepted { id: (!dry_run).then_some(waiting.id), canonical }
+            TargetOutcome::Accepted { id: (!dry_run).then_some(target.id), canonical }
         }
         Outcome::Answered(answer::Kind::Refusal(refusal)) => {
             let refusal = martlet_proto::cluster::queue::Refusal::try_from(refusal).unwrap_or_default();
@@ -129,8 +146,7 @@ async fn judged(route: &Route, facts: &Facts, waiting: &Waiting, outcome: Outcom
         }
         Outcome::Unavailable => TargetOutcome::Refused(Refusal::Unavailable),
         // Another kind of answer than was asked for is a defect of the node: what it did is not known.
-        Outcome::Answered(answer::Kind::Registered(_) | answer::Kind::Unregistered(_) | answer::Kind::Resolved(_))
-        | Outcome::Unknown => TargetOutcome::Refused(Refusal::InternalServerError),
+        Outcome::Answered(_) | Outcome::Unknown => TargetOutcome::Refused(Refusal::InternalServerError),
     }
 }
 

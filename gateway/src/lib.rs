@@ -8,9 +8,11 @@ pub mod admit;
 pub mod attach;
 mod downstream;
 pub mod enroll;
+mod groups;
 pub mod http;
 pub mod mcs;
 pub mod route;
+mod topics;
 
 pub mod clock;
 pub mod config;

@@ -20,9 +20,11 @@ use prometheus_client::{
 #[expect(missing_docs, reason = "the endpoints by name")]
 pub enum Endpoint {
     Send,
+    Group,
     Checkin,
     Register,
     Installation,
+    Iid,
     Other,
 }
 

@@ -46,6 +46,10 @@ const LIMITS: Limits = Limits {
     dedupe_window_ms: 40_000,
     collapse_keys_max: 4,
     device_bytes_max: 0,
+    group_members_max: 20,
+    topics_max: 2_000,
+    publishes_max: 1_000,
+    fan_out_max: 1_000,
 };
 
 /// Makes the entries of a shard whose devices acknowledge each message in the entry after its own.

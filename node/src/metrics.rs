@@ -34,6 +34,11 @@ pub enum AnswerKind {
     Registered,
     Unregistered,
     Resolved,
+    Group,
+    Subscribed,
+    Published,
+    FannedOut,
+    TokenInfo,
 }
 
 /// Label of answers.

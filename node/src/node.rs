@@ -47,6 +47,7 @@ use crate::{
     replicas::Replicas,
     rpc::{
         admin::AdminService,
+        carry::Carrier,
         meta::{MetaService, Watching},
         peers::{Peers, REPLY_MAX},
         queue::QueueService,
@@ -264,7 +265,10 @@ impl Node {
             metrics: Arc::clone(&metrics),
             overload,
             state_version,
+            node: config.node.id,
+            courier: Arc::new(Carrier::new(peers.clone(), keeper.kept())),
         });
+        shards.hand_over();
         let parts = Parts {
             address,
             dir: dir.path().into(),

@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod device;
+pub mod group;
 pub mod http;
 pub mod limits;
 pub mod mcs;
@@ -12,3 +13,4 @@ pub mod seal;
 pub mod shard;
 pub mod tag;
 pub mod token;
+pub mod topic;

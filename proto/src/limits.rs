@@ -29,6 +29,15 @@ pub const COLLAPSE_KEYS_MAX: u32 = 4;
 /// Most senders of one registration. Source: gcm-http.md section 6.9.
 pub const SENDERS_MAX: usize = 100;
 
+/// Most members of a device group. Source: gcm-http.md section 9.2.
+pub const GROUP_MEMBERS_MAX: u32 = 20;
+
+/// Longest name of a device group, in bytes: as a topic's name. Ours; the documents name none.
+pub const GROUP_NAME_MAX_BYTES: usize = 900;
+
+/// Largest body of a request about a device group, in bytes: as many tokens as a multicast has, twice over. Ours.
+pub const GROUP_BODY_MAX_BYTES: usize = 512 * 1024;
+
 /// Longest persistent id, in characters: go-fcm-receiver writes a broken login size beyond. Source: device.md section 6.
 pub const PERSISTENT_ID_MAX: usize = 40;
 
@@ -100,3 +109,18 @@ pub const GRPC_MESSAGE_MAX_BYTES: usize = 4 << 20;
 /// Largest meta state that nodes send and gateways and operators take, in bytes: every project, key, shard and skip that a cluster may
 /// have fits. Ours.
 pub const META_STATE_MAX_BYTES: usize = 64 << 20;
+
+/// Longest name of a topic, in bytes, without `/topics/`. Source: gcm-http.md section 8.1.
+pub const TOPIC_NAME_MAX_BYTES: usize = 900;
+
+/// Most topics of one condition. Source: gcm-http.md section 8.3.
+pub const CONDITION_TOPICS_MAX: usize = 5;
+
+/// Longest condition, in bytes: five of the longest names and what stands between them. Ours.
+pub const CONDITION_MAX_BYTES: usize = 8 * 1024;
+
+/// Most tokens of one `batchAdd` or `batchRemove`. Source: gcm-http.md section 10.4.
+pub const SUBSCRIBE_BATCH_MAX: usize = 1000;
+
+/// Most topics of one registration. Source: gcm-http.md section 8.2.
+pub const TOPICS_OF_REGISTRATION_MAX: u32 = 2000;

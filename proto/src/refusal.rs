@@ -75,10 +75,18 @@ impl From<queue::Refusal> for Refusal {
             queue::Refusal::ExpiredOperation => Self::Unavailable,
             // Stored bytes are used up: they come free as devices fetch.
             queue::Refusal::QuotaExceeded => Self::Unavailable,
-            // Not an answer to an enqueue, or a defect of ours.
-            queue::Refusal::TooManyRegistrations | queue::Refusal::Malformed | queue::Refusal::Unspecified => {
-                Self::InternalServerError
-            }
+            // Of the group that a message is for.
+            queue::Refusal::GroupNotFound => Self::NotRegistered,
+            queue::Refusal::TopicsRateExceeded => Self::TopicsMessageRateExceeded,
+            // Not an answer to a send, or a defect of ours.
+            queue::Refusal::GroupExists
+            | queue::Refusal::GroupFull
+            | queue::Refusal::GroupNameMismatch
+            | queue::Refusal::NoValidMembers
+            | queue::Refusal::TooManyRegistrations
+            | queue::Refusal::TooManyTopics
+            | queue::Refusal::Malformed
+            | queue::Refusal::Unspecified => Self::InternalServerError,
         }
     }
 }
@@ -89,11 +97,10 @@ mod tests {
 
     #[test]
     fn every_refusal_of_a_shard_has_a_meaning_and_only_passing_ones_say_try_later() {
-        for number in 0..=7 {
-            let refusal = Refusal::from(queue::Refusal::try_from(number).unwrap());
+        for known in (0..100).filter_map(|number| queue::Refusal::try_from(number).ok()) {
+            let (number, refusal) = (known as i32, Refusal::from(known));
             let passing = [queue::Refusal::ExpiredOperation as i32, queue::Refusal::QuotaExceeded as i32];
             assert_eq!(refusal == Refusal::Unavailable, passing.contains(&number), "{number}");
         }
-        assert!(queue::Refusal::try_from(8).is_err(), "a new refusal needs its meaning here");
     }
 }

@@ -146,12 +146,17 @@ impl TagKey {
     }
 
     fn round(&self, round: u8, half: u32) -> u32 {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
-        mac.update(b"martlet tag");
-        mac.update(&[round]);
-        mac.update(&half.to_be_bytes());
-        let out = mac.finalize().into_bytes();
+        let out = self.mac(&[b"martlet tag", &[round], &half.to_be_bytes()]);
         u32::from_be_bytes([out[0], out[1], out[2], out[3]])
+    }
+
+    /// HMAC-SHA256 over these parts; the first is different for each purpose.
+    pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
+        for part in parts {
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
     }
 }
 

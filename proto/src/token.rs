@@ -24,11 +24,11 @@ use subtle::ConstantTimeEq;
 use crate::tag::DeviceTag;
 
 const VERSION: u8 = 1;
-const SIGNED: usize = 36;
-const LEN: usize = 100;
-const TEXT_LEN: usize = 134;
-const PREFIX: &str = "APA91b";
-const FORBIDDEN: &str = "Error";
+pub(crate) const SIGNED: usize = 36;
+pub(crate) const LEN: usize = 100;
+pub(crate) const TEXT_LEN: usize = 134;
+pub(crate) const PREFIX: &str = "APA91b";
+pub(crate) const FORBIDDEN: &str = "Error";
 
 /// An Instance ID: what stands before the colon, 11 or 22 base64url characters, never containing `Error`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,7 +113,8 @@ impl TokenKey {
         Self { id, secret }
     }
 
-    fn mac(&self, signed: &[u8], iid: &str) -> [u8; 64] {
+    /// The MAC of a registration token, or of whatever `iid` says beside one.
+    pub(crate) fn mac(&self, signed: &[u8], iid: &str) -> [u8; 64] {
         let mut mac = Hmac::<Sha512>::new_from_slice(&self.secret).expect("HMAC takes a key of any length");
         mac.update(signed);
         mac.update(iid.as_bytes());
@@ -251,11 +252,17 @@ impl fmt::Display for RegistrationToken {
 }
 
 impl fmt::Debug for RegistrationToken {
-    /// The first 8 bytes of the text's SHA-256: enough to follow a token through logs, not to use it.
+    /// See [`fingerprint`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hash = Sha256::digest(self.text.as_bytes());
-        write!(f, "RegistrationToken(#{:016x})", u64::from_be_bytes(hash[..8].try_into().expect("a hash has 32 bytes")))
+        write!(f, "RegistrationToken({})", fingerprint(&self.text))
     }
+}
+
+/// What logs and operators see of a token or notification key: `#` and the first 8 bytes of its text's SHA-256, enough to follow it,
+/// not to use it.
+pub fn fingerprint(text: &str) -> String {
+    let hash = Sha256::digest(text.as_bytes());
+    format!("#{:016x}", u64::from_be_bytes(hash[..8].try_into().expect("a hash has 32 bytes")))
 }
 
 /// A text of the right form. Only [`UnverifiedToken::verify`] makes it a token.
@@ -287,7 +294,7 @@ impl fmt::Debug for UnverifiedToken {
     }
 }
 
-fn is_base64url(byte: u8) -> bool {
+pub(crate) fn is_base64url(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
 }
 

@@ -11,8 +11,9 @@ use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use martlet_proto::{
     cluster::{
         admin::{
-            AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupStatus, ListProjectsRequest, NodeStatus,
-            RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest, admin_client::AdminClient,
+            AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupReply, GroupRequest, GroupStatus,
+            ListProjectsRequest, NodeStatus, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest,
+            admin_client::AdminClient,
         },
         meta::{Node, Project, Skip, SkipState},
     },
@@ -56,6 +57,13 @@ enum What {
     /// Shards: queues of devices, each replicated.
     #[command(subcommand)]
     Shard(ShardCommand),
+    /// One device group: when it was made and who is in it. Its key and tokens are shown as the hashes by which logs name them.
+    Group {
+        /// Sender id of the project.
+        sender_id: String,
+        /// Name of the group (`notification_key_name`).
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,6 +233,11 @@ pub(crate) async fn run(args: AdminArgs) -> Result<()> {
         What::Shard(ShardCommand::Skips) => {
             let reply = client.status(StatusRequest { cluster_wide: false }).await.map_err(said)?.into_inner();
             print(&skips(&reply.meta.context("the node answered without the meta state")?.skips));
+        }
+        What::Group { sender_id, name } => {
+            let request = GroupRequest { sender_id: sender_id.clone(), name: name.clone(), here: false };
+            let reply = client.group(request).await.map_err(said)?.into_inner();
+            print(&group(&sender_id, &name, &reply));
         }
         What::Key(KeyCommand::Revoke { sender_id, key_id }) => {
             let reply = client.revoke_key(RevokeKeyRequest { sender_id, key_id }).await.map_err(said)?.into_inner();
@@ -416,6 +429,21 @@ fn show(project: &Project) -> String {
         table.add_row([key.key_id.to_string(), format!("{}…", key.hint), state.to_owned()]);
     }
     format!("sender id   {}\ntext id     {}\nname        {}\n{table}", project.sender_id, project.text_id, project.name)
+}
+
+fn group(sender_id: &str, name: &str, reply: &GroupReply) -> String {
+    let mut table = table(&["member", "token"]);
+    for (place, token) in (1..).zip(&reply.members) {
+        let place: u32 = place;
+        table.add_row([place.to_string(), token.clone()]);
+    }
+    let GroupReply { notification_key, shard, created_ms, .. } = reply;
+    // A name may hold anything: a terminal must not obey it.
+    let name = name.escape_debug();
+    format!(
+        "sender id         {sender_id}\nname              {name}\nnotification key  {notification_key}\nshard             {shard}\n\
+         created (ms)      {created_ms}\n{table}"
+    )
 }
 
 fn table(header: &[&str]) -> Table {

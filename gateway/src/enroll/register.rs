@@ -14,10 +14,13 @@ use hyper::{
     http::request::Parts,
 };
 use martlet_proto::{
-    cluster::queue::{self, OneToken, Operation, Refusal, Register, Unregister, answer, operation, unregister::What},
+    cluster::queue::{
+        self, OneToken, Operation, Refusal, Register, Subscribe, Unregister, Unsubscribe, answer, operation,
+        unregister::What,
+    },
     http::{
         aid_login,
-        register::{self as codec, RegisterError, RegisterForm, RegisterOp, Registration},
+        register::{self as codec, RegisterError, RegisterForm, RegisterOp, Registration, Subscription},
     },
     limits::FORM_MAX_BYTES,
     message::SenderId,
@@ -27,7 +30,7 @@ use martlet_proto::{
 
 use crate::{
     admit::Purpose,
-    downstream::token_of,
+    downstream::{self, token_of},
     http::{Answer, Http},
     route::{Facts, Outcome},
 };
@@ -75,6 +78,8 @@ async fn judged(http: &Http, authorization: &str, form: &RegisterForm) -> Result
             let what = What::OneToken(OneToken { iid, sender: sender.as_str().to_owned(), scope, subtype });
             unregistered(http, &facts, tag, application, what).await.map(|()| line)
         }
+        RegisterOp::Subscribe(subscription) => subscribed(http, &facts, tag, subscription, true).await,
+        RegisterOp::Unsubscribe(subscription) => subscribed(http, &facts, tag, subscription, false).await,
         RegisterOp::DeleteInstance { application, iid } => {
             let line = codec::token(&application);
             let what = What::InstanceId(iid.as_str().to_owned());
@@ -132,6 +137,32 @@ async fn unregistered(
     }
 }
 
+/// A token of the device that asks joins a topic of each of its senders, or leaves it. Answered by the token itself.
+async fn subscribed(
+    http: &Http,
+    facts: &Facts,
+    tag: DeviceTag,
+    wish: Subscription,
+    joins: bool,
+) -> Result<String, RegisterError> {
+    let token = match downstream::verified(&http.route, facts, &wish.token).await {
+        Ok(token) if token.device_tag() == tag => token,
+        Err(martlet_proto::refusal::Refusal::Unavailable) => return Err(RegisterError::ServiceNotAvailable),
+        Ok(_) | Err(_) => return Err(RegisterError::InvalidSender),
+    };
+    let (device_tag, registration_id) = (tag.0, Bytes::copy_from_slice(&token.registration_id().0));
+    let (sender, topic) = (String::new(), wish.topic);
+    let kind = if joins {
+        operation::Kind::Subscribe(Subscribe { device_tag, registration_id, sender, topic })
+    } else {
+        operation::Kind::Unsubscribe(Unsubscribe { device_tag, registration_id, sender, topic })
+    };
+    match submitted(http, facts, tag, kind).await? {
+        answer::Kind::Subscribed(_) => Ok(codec::token(&wish.token)),
+        _ => Err(RegisterError::InternalServerError),
+    }
+}
+
 /// The shard's answer, unless it is a refusal.
 async fn submitted(
     http: &Http,
@@ -156,11 +187,19 @@ async fn submitted(
 fn meaning(refusal: Refusal) -> RegisterError {
     match refusal {
         Refusal::TooManyRegistrations => RegisterError::TooManyRegistrations,
+        Refusal::TooManyTopics => RegisterError::TooManySubscribers,
         Refusal::QuotaExceeded => RegisterError::QuotaExceeded,
         Refusal::ExpiredOperation => RegisterError::ServiceNotAvailable,
-        Refusal::NotRegistered
-        | Refusal::MismatchSenderId
+        // Only of a token that subscribes: it is gone.
+        Refusal::NotRegistered => RegisterError::InvalidSender,
+        Refusal::MismatchSenderId
         | Refusal::InvalidPackageName
+        | Refusal::GroupExists
+        | Refusal::GroupNotFound
+        | Refusal::GroupFull
+        | Refusal::GroupNameMismatch
+        | Refusal::NoValidMembers
+        | Refusal::TopicsRateExceeded
         | Refusal::Malformed
         | Refusal::Unspecified => RegisterError::InternalServerError,
     }
@@ -172,8 +211,8 @@ mod tests {
 
     #[test]
     fn rg_20_core_every_refusal_of_a_shard_has_its_word_and_503_says_when_to_come_back() {
-        for number in 0..=7 {
-            let error = meaning(Refusal::try_from(number).unwrap());
+        for refusal in (0..100).filter_map(|number| Refusal::try_from(number).ok()) {
+            let error = meaning(refusal);
             assert_ne!(error, RegisterError::AuthenticationFailed);
         }
         for error in RegisterError::ALL {

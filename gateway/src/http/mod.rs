@@ -11,23 +11,28 @@
 //! | `body` | bodies within bounds |
 //! | `answer` | the rules every answer keeps |
 //! | `send` | `/gcm/send`, `/fcm/send`: what became of the targets -> status and body |
+//! | `notification` | `/gcm/notification`, `/fcm/notification`: device groups |
+//! | `iid` | `/iid/…`: topics of tokens, and what a token is |
 //!
-//! Not built: topics, groups, the Instance ID API (404, or 400 where a send names them).
+//! Everything that GCM serves over HTTP is here.
 
 mod answer;
 mod body;
 mod config;
 pub(crate) mod http2;
+mod iid;
 mod listener;
+mod notification;
 mod send;
 
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Method, Request, Response, body::Incoming};
+use hyper::{Request, Response, body::Incoming};
 
 pub use self::config::HttpConfig;
+use self::iid::IidPath;
 pub(crate) use self::{answer::Answer, body::Room, listener::serve};
 use crate::{
     admit::Admit,
@@ -58,17 +63,21 @@ pub(crate) struct Http {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path<'a> {
     Send,
+    Notification,
     Checkin,
     Register,
     Installations { project: &'a str },
+    Iid(IidPath<'a>),
 }
 
 impl<'a> Path<'a> {
     fn parse(path: &'a str) -> Option<Self> {
         match path.strip_suffix('/').unwrap_or(path) {
             "/gcm/send" | "/fcm/send" => Some(Self::Send),
+            "/gcm/notification" | "/fcm/notification" => Some(Self::Notification),
             "/checkin" => Some(Self::Checkin),
             "/c2dm/register3" | "/c2dm/register" => Some(Self::Register),
+            path if path.starts_with("/iid/") => IidPath::parse(&path[5..]).map(Self::Iid),
             path => {
                 let project = path.strip_prefix("/v1/projects/")?.strip_suffix("/installations")?;
                 (!project.is_empty() && !project.contains('/')).then_some(Self::Installations { project })
@@ -76,12 +85,23 @@ impl<'a> Path<'a> {
         }
     }
 
+    /// The methods that it takes.
+    fn allow(self) -> &'static str {
+        match self {
+            Self::Iid(path) => path.allow(),
+            Self::Notification => "GET, POST",
+            _ => "POST",
+        }
+    }
+
     fn endpoint(self) -> Endpoint {
         match self {
             Self::Send => Endpoint::Send,
+            Self::Notification => Endpoint::Group,
             Self::Checkin => Endpoint::Checkin,
             Self::Register => Endpoint::Register,
             Self::Installations { .. } => Endpoint::Installation,
+            Self::Iid(_) => Endpoint::Iid,
         }
     }
 }
@@ -94,8 +114,12 @@ impl Http {
         let path = Path::parse(head.uri.path());
         let answer = match path {
             None => Answer::not_found(),
-            Some(_) if head.method != Method::POST => Answer::method_not_allowed("POST"),
+            Some(path) if !path.allow().split(", ").any(|method| head.method == method) => {
+                Answer::method_not_allowed(path.allow())
+            }
+            Some(Path::Notification) => Box::pin(notification::notification(self, &head, body)).await,
             Some(Path::Send) => Box::pin(send::send(self, &head, body)).await,
+            Some(Path::Iid(path)) => Box::pin(iid::answer(self, path, &head, body)).await,
             Some(Path::Checkin) => enroll::checkin(self, &head, body, peer).await,
             Some(Path::Register) => Box::pin(enroll::register(self, &head, body, peer)).await,
             Some(Path::Installations { project }) => enroll::install(self, project, body, peer).await,
@@ -115,12 +139,16 @@ mod tests {
     fn h004_core_paths_are_told_apart_and_may_end_in_a_slash() {
         assert_eq!(Path::parse("/gcm/send"), Some(Path::Send));
         assert_eq!(Path::parse("/fcm/send/"), Some(Path::Send));
+        assert_eq!(Path::parse("/gcm/notification"), Some(Path::Notification));
+        assert_eq!(Path::parse("/fcm/notification/"), Some(Path::Notification));
         assert_eq!(Path::parse("/c2dm/register"), Some(Path::Register));
         assert_eq!(Path::parse("/v1/projects/p-1/installations"), Some(Path::Installations { project: "p-1" }));
         for unknown in [
             "/",
             "/gcm",
             "/gcm/send/X",
+            "/gcm/googlenotification",
+            "/gcm/notification/x",
             "/gcm/send//",
             "/GCM/SEND",
             "/v1/projects//installations",

@@ -1,4 +1,4 @@
-//! `/gcm/send` and `/fcm/send`: one message for one or many tokens.
+//! `/gcm/send` and `/fcm/send`: one message for one or many tokens, or for a device group.
 //!
 //! Owns the order of checks (gcm-http.md section 3.4): the key, before any byte of the body; the form of the request; what is
 //! wrong with the message as a whole; then each token. And the table from what became of the targets to a status: 503 means
@@ -12,7 +12,7 @@ use hyper::{
 };
 use martlet_proto::{
     http::{
-        SendRequest,
+        SendRequest, Targets,
         reply::{self, TargetOutcome},
         send_form, send_json,
     },
@@ -25,6 +25,7 @@ use rand::Rng;
 use super::{Answer, Http};
 use crate::{
     downstream::{self, Order},
+    groups::{Groups, Sent},
     metrics::Fate,
     route::Facts,
 };
@@ -43,17 +44,31 @@ pub(super) async fn send(http: &Http, head: &Parts, body: Incoming) -> Answer {
     };
     if head.headers.get(CONTENT_TYPE).is_some_and(is_json) {
         match send_json::parse(&body.bytes) {
-            Ok(request) => {
-                let outcomes = outcomes(http, &facts, sender, &request).await;
-                let id = http.entropy.draw(|rng| rng.random_range(1..MULTICAST_ID_END));
-                json(id, &outcomes, http.config.retry_after_secs)
-            }
+            Ok(request) => json_send(http, &facts, sender, &request).await,
             Err(bad) => Answer::text(StatusCode::BAD_REQUEST, bad.0),
         }
     } else {
         let outcomes = outcomes(http, &facts, sender, &send_form::parse(&body.bytes)).await;
         plain(&outcomes[0], http.config.retry_after_secs)
     }
+}
+
+/// Each kind of target has its kind of answer.
+async fn json_send(http: &Http, facts: &Facts, sender: &SenderId, request: &SendRequest) -> Answer {
+    let outcomes = match &request.targets {
+        Targets::Group(key) if request.refusal().is_none() => {
+            let groups = Groups { route: &http.route, facts, sender };
+            match groups.send(&http.metrics, key, &order(sender, request)).await {
+                Sent::Members(members) => return group(&members, http.config.retry_after_secs),
+                Sent::Refused(refusal) => vec![TargetOutcome::Refused(refusal)],
+            }
+        }
+        Targets::Topics(_) => return topics(published(http, facts, sender, request).await, http),
+        Targets::None | Targets::One(_) | Targets::Many(_) | Targets::Group(_) => {
+            outcomes(http, facts, sender, request).await
+        }
+    };
+    json(drawn_id(http), &outcomes, http.config.retry_after_secs)
 }
 
 /// What became of each target; one entry also where there is none.
@@ -65,7 +80,28 @@ async fn outcomes(http: &Http, facts: &Facts, sender: &SenderId, request: &SendR
         (0..count).for_each(|_| http.metrics.fate(Fate::Refused));
         return vec![TargetOutcome::Refused(refusal); count];
     }
-    let order = Order {
+    downstream::send(&http.route, facts, &http.metrics, targets, &order(sender, request)).await
+}
+
+/// What became of a message for topics.
+async fn published(http: &Http, facts: &Facts, sender: &SenderId, request: &SendRequest) -> Result<u64, Refusal> {
+    let Targets::Topics(condition) = &request.targets else { return Err(Refusal::InternalServerError) };
+    if let Some(refusal) = request.refusal() {
+        http.metrics.fate(Fate::Refused);
+        return Err(refusal);
+    }
+    let published = crate::topics::publish(&http.route, facts, &http.metrics, condition, &order(sender, request)).await;
+    published.map(|()| drawn_id(http))
+}
+
+/// Multicasts and messages for topics are named by a number that names nothing here.
+fn drawn_id(http: &Http) -> u64 {
+    http.entropy.draw(|rng| rng.random_range(1..MULTICAST_ID_END))
+}
+
+/// The message of a request that is in order.
+fn order<'a>(sender: &'a SenderId, request: &'a SendRequest) -> Order<'a> {
+    Order {
         sender,
         collapse_key: request.collapse_key.as_deref(),
         ttl_secs: request.ttl_secs(),
@@ -73,12 +109,11 @@ async fn outcomes(http: &Http, facts: &Facts, sender: &SenderId, request: &SendR
         restricted_package_name: request.restricted_package_name.as_deref(),
         payload: request.payload(),
         dry_run: request.dry_run,
-    };
-    downstream::send(&http.route, facts, &http.metrics, targets, &order).await
+    }
 }
 
 /// The key of `key=KEY`; white space around both is passed over, `key` in any case.
-fn server_key(header: &HeaderValue) -> Option<&str> {
+pub(super) fn server_key(header: &HeaderValue) -> Option<&str> {
     let (word, key) = header.to_str().ok()?.split_once('=')?;
     let key = key.trim();
     (word.trim().eq_ignore_ascii_case("key") && !key.is_empty()).then_some(key)
@@ -95,6 +130,24 @@ fn json(multicast_id: u64, outcomes: &[TargetOutcome], retry_after_secs: u32) ->
         return Answer::unavailable(retry_after_secs);
     }
     Answer::ok_json(reply::json(multicast_id, outcomes))
+}
+
+/// 503 only where nothing was accepted and nothing will be, for want of servers.
+fn group(members: &[(Option<String>, TargetOutcome)], retry_after_secs: u32) -> Answer {
+    let refused = |refusal| members.iter().any(|(_, outcome)| *outcome == TargetOutcome::Refused(refusal));
+    let accepted = members.iter().any(|(_, outcome)| matches!(outcome, TargetOutcome::Accepted { .. }));
+    if !accepted && refused(Refusal::Unavailable) && !refused(Refusal::InternalServerError) {
+        return Answer::unavailable(retry_after_secs);
+    }
+    Answer::ok_json(reply::group(members))
+}
+
+/// A number or a word; `Unavailable` is a 503, as for tokens.
+fn topics(published: Result<u64, Refusal>, http: &Http) -> Answer {
+    match published {
+        Err(Refusal::Unavailable) => Answer::unavailable(http.config.retry_after_secs),
+        outcome => Answer::ok_json(reply::topics(outcome)),
+    }
 }
 
 /// `Unavailable` and an unknown outcome are never a line of text: clients would take them as final.
@@ -129,6 +182,23 @@ mod tests {
             );
             assert!(!form.body.is_empty() && !one.body.is_empty());
         }
+    }
+
+    #[test]
+    fn h149_h161_core_a_group_is_503_only_where_nothing_was_and_nothing_will_be_accepted() {
+        let accepted = TargetOutcome::Accepted { id: None, canonical: None };
+        let status = |outcomes: &[TargetOutcome]| {
+            let members: Vec<_> = outcomes.iter().map(|outcome| (None, outcome.clone())).collect();
+            group(&members, 5).status.as_u16()
+        };
+        let [later, unknown, gone] =
+            [Refusal::Unavailable, Refusal::InternalServerError, Refusal::NotRegistered].map(TargetOutcome::Refused);
+        assert_eq!(status(&[later.clone(), later.clone()]), 503);
+        assert_eq!(status(&[later.clone(), gone.clone()]), 503);
+        assert_eq!(status(&[later.clone(), accepted]), 200);
+        assert_eq!(status(&[later, unknown.clone()]), 200);
+        assert_eq!(status(&[unknown]), 200);
+        assert_eq!(status(&[gone]), 200);
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Route {
         self.0.entropy.draw(|rng| OperationId::mint(micros, rng))
     }
 
+    /// Draws something.
+    pub fn draw<T>(&self, with: impl FnOnce(&mut rand::rngs::StdRng) -> T) -> T {
+        self.0.entropy.draw(with)
+    }
+
     /// Operations of one shard together, in their order, cut into pieces that fit an entry of the log.
     fn batches(&self, operations: Vec<(Shard, Operation)>) -> Vec<(Shard, Vec<usize>, Vec<Operation>)> {
         let mut open: BTreeMap<Shard, (usize, Vec<usize>, Vec<Operation>)> = BTreeMap::new();

@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use martlet_proto::{
     cluster::meta::{KeyPurpose, MetaState, SealedKey},
+    group::GroupTag,
     message::SenderId,
     seal::{ClusterSecret, SealError},
     shard::{Shard, ShardCount, shard_of},
     tag::{AndroidId, CheckinKey, DeviceTag, SecurityToken, TagKey},
     token::TokenKey,
+    topic::Condition,
 };
 use sha2::{Digest, Sha256};
 
@@ -168,6 +170,21 @@ impl Facts {
     /// The check-in key that makes installation tokens.
     pub fn installation_key(&self) -> &CheckinKey {
         &self.checkin[self.checkin_mints]
+    }
+
+    /// Where a sender's group of this name lives.
+    pub fn group_tag(&self, sender: &SenderId, name: &str) -> GroupTag {
+        GroupTag::of(&self.tag, sender, name)
+    }
+
+    /// The shard of a group: by the hash that devices have.
+    pub fn group_shard(&self, tag: GroupTag) -> Shard {
+        shard_of(DeviceTag(tag.0), self.shards)
+    }
+
+    /// The shard that a publish is at home in.
+    pub fn home(&self, condition: &Condition, sender: &str) -> Shard {
+        condition.home(sender, self.shards)
     }
 
     /// The shard of a device.

@@ -254,12 +254,22 @@ impl Tracked {
 fn nature(operation: &Operation) -> Nature {
     match &operation.kind {
         Some(operation::Kind::Enqueue(enqueue)) if enqueue.ttl_secs == 0 => Nature::NowOrNever,
-        Some(operation::Kind::Check(_)) => Nature::ReadOnly,
+        // A shard knows a fan-out by its publish; a gateway sends none.
+        Some(
+            operation::Kind::Check(_)
+            | operation::Kind::GroupGet(_)
+            | operation::Kind::TokenInfo(_)
+            | operation::Kind::FanOut(_),
+        ) => Nature::ReadOnly,
         Some(
             operation::Kind::Enqueue(_)
             | operation::Kind::Register(_)
             | operation::Kind::Unregister(_)
-            | operation::Kind::Resolve(_),
+            | operation::Kind::Subscribe(_)
+            | operation::Kind::Unsubscribe(_)
+            | operation::Kind::Publish(_)
+            | operation::Kind::Resolve(_)
+            | operation::Kind::GroupChange(_),
         )
         | None => Nature::Logged,
     }

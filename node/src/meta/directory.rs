@@ -36,6 +36,14 @@ impl Directory for Followed {
     fn epoch(&self, shard: Shard) -> u64 {
         self.of(shard, |of| of.epoch).unwrap_or(0)
     }
+
+    fn shards(&self) -> u16 {
+        u16::try_from(self.0.borrow().shards.len()).unwrap_or(u16::MAX)
+    }
+
+    fn nodes_of(&self, shard: Shard) -> Vec<u64> {
+        self.of(shard, |of| of.replicas.iter().map(|replica| replica.node_id).collect()).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

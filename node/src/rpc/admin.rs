@@ -6,8 +6,8 @@ use futures::future::join_all;
 use martlet_proto::cluster::{
     admin::{
         AddKeyReply, AddKeyRequest, CreateClusterReply, CreateClusterRequest, CreateProjectReply, CreateProjectRequest,
-        GatewayStatus, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply, PrepareRequest,
-        RevokeKeyReply, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest,
+        GatewayStatus, GroupReply, GroupRequest, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply,
+        PrepareRequest, RevokeKeyReply, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest,
         admin_server::Admin,
     },
     meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, Skip, SkipState, meta_answer, meta_command},
@@ -43,7 +43,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// The service.
 #[derive(Debug, Clone)]
 pub struct AdminService {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
     membership: Arc<Membership>,
     watching: Watching,
     /// The node was a member before this start: gateways may have followed it that it has not heard since.
@@ -281,6 +281,10 @@ impl Admin for AdminService {
 
     async fn skip_entry(&self, request: Request<SkipEntryRequest>) -> Result<Response<SkipEntryReply>, Status> {
         Ok(Response::new(self.skip(request.into_inner()).await?))
+    }
+
+    async fn group(&self, request: Request<GroupRequest>) -> Result<Response<GroupReply>, Status> {
+        Ok(Response::new(self.read_group(request.into_inner()).await?))
     }
 }
 

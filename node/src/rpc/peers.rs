@@ -1,4 +1,4 @@
-//! Channels to the gRPC of other nodes, for what operators ask; Raft has connections of its own.
+//! Channels to the gRPC of other nodes, for what operators ask and for what is published to topics; Raft has connections of its own.
 //!
 //! One channel for each node and address, dialled when first used, and again after it broke; over the same links as Raft's
 //! connections, so that whatever cuts or encrypts those does it to these.
@@ -13,6 +13,7 @@ use martlet_proto::{
     cluster::{
         admin::admin_client::AdminClient,
         meta::{Node, meta_client::MetaClient},
+        queue::queue_client::QueueClient,
     },
     limits::META_STATE_MAX_BYTES,
 };
@@ -48,6 +49,11 @@ impl Peers {
     /// The service `Meta` of a node.
     pub fn meta(&self, node: &Node) -> MetaClient<Channel> {
         MetaClient::new(self.channel(node)).max_decoding_message_size(REPLY_MAX)
+    }
+
+    /// The service `Queue` of a node.
+    pub fn queue(&self, node: &Node) -> QueueClient<Channel> {
+        QueueClient::new(self.channel(node))
     }
 
     fn channel(&self, node: &Node) -> Channel {

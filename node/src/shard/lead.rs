@@ -56,6 +56,10 @@ pub trait Directory: Send + Sync + fmt::Debug + 'static {
     fn node_of(&self, shard: Shard, replica: u64) -> Option<u64>;
     /// Epoch of the shard's list of replicas.
     fn epoch(&self, shard: Shard) -> u64;
+    /// Shards of the cluster.
+    fn shards(&self) -> u16;
+    /// Nodes of a shard's replicas, the first to lead first.
+    fn nodes_of(&self, shard: Shard) -> Vec<u64>;
 }
 
 /// What the node is short of, if anything.
@@ -79,6 +83,8 @@ pub(crate) struct Lead {
     pub(super) wake: Notify,
     /// Deliveries wait for the lease.
     pub(super) stalled: Notify,
+    /// Something was published to a topic, at a home on this node.
+    pub(super) published: Arc<Notify>,
     pub(super) reads: ReadChecks,
     /// What is proposed is not waited for any longer: this replica ends.
     pub(super) outcomes_given_up: CancellationToken,
@@ -126,6 +132,7 @@ impl Lead {
             } else if leads_in.is_some() {
                 self.look_for_expired();
                 self.look_for_raise();
+                self.look_for_fan_out();
             }
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { break },
@@ -156,6 +163,8 @@ impl Lead {
             self.packer().expire();
             self.wake.notify_one();
         }
+        self.look_for_fan_out();
+        self.published.notify_one();
         tracing::info!(shard = self.replica.shard.0, term, "leads");
     }
 
@@ -189,6 +198,18 @@ impl Lead {
             }
             Ok(_) => {}
             Err(error) => tracing::error!(shard = self.replica.shard.0, %error, "what has expired cannot be read"),
+        }
+    }
+
+    /// Has the next step of a fan-out proposed, if one is not through.
+    pub(super) fn look_for_fan_out(&self) {
+        match self.replica.fans_out() {
+            Ok(true) => {
+                self.packer().fan_step();
+                self.wake.notify_one();
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(shard = self.replica.shard.0, %error, "what is fanned out cannot be read"),
         }
     }
 

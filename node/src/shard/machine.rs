@@ -13,7 +13,7 @@ use bytes::Bytes;
 use martlet_proto::{
     cluster::{
         command::Entry,
-        queue::{Answer, Check, Enqueue, Message, Refusal, answer::Kind},
+        queue::{Answer, Check, Enqueue, GroupGet, Message, Publish, Refusal, TokenInfo, answer::Kind},
     },
     message::Sequence,
     shard::Shard,
@@ -28,7 +28,10 @@ use crate::{
     delivery::{desk::Desk, window::Waiting},
     raft::{Fault, GroupTime, Index, Machine, MachineError, Reply, snapshot::Staged},
     state::{ApplyError, Effect, MailboxRow, Rows, State, StateError, Write, waiting},
-    store::{Mark, ShardStore, key},
+    store::{
+        Mark, ShardStore,
+        key::{self, publish::HomeRow},
+    },
 };
 
 /// The rows of one replica, and the mark kept with them.
@@ -121,6 +124,35 @@ impl Replica {
         self.state().check(&Seen(&*self.rows), check)
     }
 
+    /// A device group, as it is here now.
+    pub fn group(&self, get: &GroupGet) -> Result<Answer, StateError> {
+        self.state().group(&Seen(&*self.rows), get)
+    }
+
+    /// What a token is, with at most some `bytes_max` of its topics.
+    pub fn token_info(&self, info: &TokenInfo, bytes_max: usize) -> Result<Answer, StateError> {
+        self.state().token_info(&Seen(&*self.rows), info, bytes_max)
+    }
+
+    /// Whether anybody here subscribes to a topic of the publish.
+    pub fn has_audience(&self, publish: &Publish) -> Result<bool, StateError> {
+        self.state().has_audience(&Seen(&*self.rows), publish)
+    }
+
+    /// Whether a fan-out waits for its next step.
+    pub fn fans_out(&self) -> Result<bool, StateError> {
+        self.state().fans_out(&Seen(&*self.rows))
+    }
+
+    /// The first `limit` publishes that are kept here.
+    pub fn publishes(&self, limit: usize) -> Result<Vec<(Sequence, HomeRow)>, StateError> {
+        let state = self.state();
+        if state.publishes_open() == 0 {
+            return Ok(Vec::new());
+        }
+        crate::state::publish::kept(&Seen(&*self.rows), None, limit)
+    }
+
     /// What a device is to see of a message with time to live 0, or the answer that refuses it.
     pub fn compose(&self, id: &Bytes, enqueue: &Enqueue, now_ms: u64) -> Result<(Answer, Option<Message>), StateError> {
         let state = self.state();
@@ -148,6 +180,7 @@ impl Replica {
             payload: enqueue.payload.clone(),
             total_deleted: 0,
             receipt_wanted: enqueue.receipt_wanted,
+            body_id: Bytes::new(),
         };
         Ok((answer, Some(message)))
     }
@@ -238,7 +271,7 @@ pub enum Change<'a> {
 /// A row as delivery takes it, out of an effect: what it keeps must not hold the row's whole entry in memory.
 pub fn copied(sequence: Sequence, row: &MailboxRow) -> Waiting {
     let payload = Bytes::copy_from_slice(&row.message.payload);
-    let message = Arc::new(Message { payload, ..row.message.clone() });
+    let message = Arc::new(Message { payload, body_id: Bytes::new(), ..row.message.clone() });
     Waiting { sequence, expires_ms: row.expiry_ms, message }
 }
 

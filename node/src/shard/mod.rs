@@ -2,9 +2,12 @@
 //!
 //! In the order of an operation: [`propose`] admits and stamps, [`pack`] decides what goes together, [`consensus`] is the group,
 //! [`machine`] applies, [`replies`] carries the answers back. [`lead`] turns a follower into a leader and back; [`time`] is its
-//! clock; [`raise`] raises its state version; [`sight`] has last-seen days written; [`shards`] holds all of them.
+//! clock; [`raise`] raises its state version; [`sight`] has last-seen days written; [`hand_over`] and [`courier`] bring what is published
+//! to topics to every shard; [`shards`] holds all of them.
 
 pub mod consensus;
+mod courier;
+mod hand_over;
 mod lead;
 pub mod machine;
 pub mod pack;
@@ -21,6 +24,7 @@ pub mod time;
 mod tests;
 
 pub use consensus::Consensus;
+pub use courier::Courier;
 pub use lead::Directory;
 pub use machine::{Kept, Replica, ShardMachine};
 pub use settings::ShardSettings;

@@ -8,12 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use martlet_proto::{limits::ACKS_BYTES_MAX, tag::DeviceTag};
+use martlet_proto::{limits::ACKS_BYTES_MAX, message::Sequence, tag::DeviceTag};
 
 use super::settings::ShardSettings;
 
 /// Devices in one entry, and at most that wait for one, whose last-seen day is to be written: some 4 KiB.
 pub const SEEN_MAX: usize = 256;
+
+/// Publishes in one entry, and at most that wait for one, that are over everywhere: 18 KiB.
+pub const DONE_MAX: usize = 1_024;
+
+/// Longest that what is said of publishes that are over waits for an entry to ride along with: nothing depends on it but room.
+const DONE_WAIT: Duration = Duration::from_secs(10);
 
 /// What goes into one entry.
 ///
@@ -29,6 +35,10 @@ pub struct Pack<B, A> {
     pub acks: Vec<A>,
     /// Devices that were here, with the day, after the acknowledgements.
     pub seen: BTreeMap<DeviceTag, u32>,
+    /// Publishes that every shard has.
+    pub done: Vec<Sequence>,
+    /// Whether a fan-out is to go on. Its end is told with [`Packer::fan_step_ended`].
+    pub fan_step: bool,
     /// Whether what has run out is to be removed.
     pub expire: bool,
     /// In the order in which they came.
@@ -53,6 +63,11 @@ pub struct Packer<B, A> {
     seen: BTreeMap<DeviceTag, u32>,
     /// When the first of the acknowledgements and devices seen came.
     oldest_ack: Option<Instant>,
+    done: Vec<Sequence>,
+    /// When the first of them came.
+    oldest_done: Option<Instant>,
+    fan_step: bool,
+    fan_step_in_flight: bool,
     expire: bool,
     raise: Option<u32>,
     raise_in_flight: bool,
@@ -96,6 +111,10 @@ impl<B, A> Packer<B, A> {
             acks_bytes: 0,
             seen: BTreeMap::new(),
             oldest_ack: None,
+            done: Vec::new(),
+            oldest_done: None,
+            fan_step: false,
+            fan_step_in_flight: false,
             expire: false,
             raise: None,
             raise_in_flight: false,
@@ -140,6 +159,24 @@ impl<B, A> Packer<B, A> {
         SEEN_MAX - self.seen.len()
     }
 
+    /// A publish is over everywhere, as was found at `now`. It waits for company; beyond the room it is dropped, and said again.
+    pub fn publish_done(&mut self, place: Sequence, now: Instant) {
+        if self.done.len() < DONE_MAX {
+            self.done.push(place);
+            self.oldest_done.get_or_insert(now);
+        }
+    }
+
+    /// A fan-out is not through. Nothing changes while a step is under way.
+    pub fn fan_step(&mut self) {
+        self.fan_step |= !self.fan_step_in_flight;
+    }
+
+    /// The step that was handed out is applied, or was not proposed, or its outcome is known not to be learned.
+    pub fn fan_step_ended(&mut self) {
+        self.fan_step_in_flight = false;
+    }
+
     /// Something has run out.
     pub fn expire(&mut self) {
         self.expire = true;
@@ -169,14 +206,20 @@ impl<B, A> Packer<B, A> {
         let acks_due = self.acks_due().is_some_and(|due| due <= now)
             || self.acks.len() >= self.bounds.acks_waiting_max
             || self.acks_bytes >= ACKS_BYTES_MAX / 2;
-        if self.batches.is_empty() && !acks_due && !self.expire && self.raise.is_none() {
+        let done_due = self.done_due().is_some_and(|due| due <= now);
+        let own = self.expire || self.fan_step || self.raise.is_some();
+        if self.batches.is_empty() && !acks_due && !done_due && !own {
             return None;
         }
         self.raise_in_flight |= self.raise.is_some();
+        self.fan_step_in_flight |= self.fan_step;
+        self.oldest_done = None;
         let mut pack = Pack {
             raise: self.raise.take(),
             acks: self.take_acks(),
             seen: std::mem::take(&mut self.seen),
+            done: std::mem::take(&mut self.done),
+            fan_step: std::mem::take(&mut self.fan_step),
             expire: std::mem::take(&mut self.expire),
             batches: vec![],
             bytes: 0,
@@ -209,7 +252,7 @@ impl<B, A> Packer<B, A> {
 
     /// When [`Packer::next`] should be asked again if nothing else happens.
     pub fn deadline(&self) -> Option<Instant> {
-        self.acks_due().filter(|_| self.in_flight == 0)
+        self.acks_due().into_iter().chain(self.done_due()).min().filter(|_| self.in_flight == 0)
     }
 
     /// Everything that waits, and was not proposed: this replica does not lead any more.
@@ -217,6 +260,9 @@ impl<B, A> Packer<B, A> {
         self.queued_bytes = 0;
         self.queued_commands = 0;
         self.expire = false;
+        self.fan_step = false;
+        self.done.clear();
+        self.oldest_done = None;
         self.raise = None;
         self.seen.clear();
         (self.batches.drain(..).map(|queued| queued.batch).collect(), self.take_acks())
@@ -224,6 +270,10 @@ impl<B, A> Packer<B, A> {
 
     fn acks_due(&self) -> Option<Instant> {
         self.oldest_ack.map(|oldest| oldest + self.bounds.ack_wait)
+    }
+
+    fn done_due(&self) -> Option<Instant> {
+        self.oldest_done.map(|oldest| oldest + DONE_WAIT)
     }
 
     fn take_acks(&mut self) -> Vec<A> {

@@ -5,13 +5,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, task::Poll, time::Duration};
 
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use martlet_proto::{
     cluster::{
-        command::{Acks, Command, DeviceAck, Entry, Expire, Raise, Seen, Stamped, command},
+        command::{Acks, Command, DeviceAck, Entry, Expire, FanStep, PublishesDone, Raise, Seen, Stamped, command},
         queue::{
-            AckRefused, Acked, Answer, Answers, Batch, BatchReply, Message, Operation, Redirect, Refused, Unknown,
-            answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
+            AckRefused, Acked, Answer, Answers, Batch, BatchReply, FanOut, FannedOut, GroupGet, Message, Operation,
+            Redirect, Refused, Unknown, answer, batch_reply::Outcome, control_reply, operation, refused::Reason,
         },
     },
     limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX},
@@ -33,8 +34,13 @@ use crate::{
     raft::{ProposeError, Reply},
 };
 
+/// Groups that one batch may read: its answers must fit one message. A gateway reads one for each request.
+pub(super) const GROUPS_AT_ONCE: usize = 16;
 /// Longest that the outcomes of what is proposed are waited for at the end: without a quorum they never come.
 const OUTCOMES_MAX: Duration = Duration::from_secs(5);
+
+/// Bytes of topics in the answers to one batch about tokens: a message of gRPC holds what is asked of all of them.
+const TOPICS_BYTES_MAX: usize = 512 << 10;
 
 /// A batch that waits for its answers.
 #[derive(Debug)]
@@ -63,11 +69,22 @@ type Flight = BoxFuture<'static, Landed>;
 struct Landed {
     bytes: usize,
     raised: bool,
+    /// Whether it held a step of a fan-out.
+    stepped: bool,
+    /// Whether what it did may have left a fan-out or a publish to go on with.
+    leaves: Leaves,
     acks: Vec<(Arc<Link>, u64)>,
     batches: Vec<(Pending, usize)>,
     outcome: Result<Reply, ProposeError>,
     /// Held until the answers are given.
     _unanswered: Option<Unanswered>,
+}
+
+/// What an entry leaves to do, once it is applied.
+#[derive(Debug, Clone, Copy, Default)]
+struct Leaves {
+    fan_out: bool,
+    publish: bool,
 }
 
 /// Counts a proposal with operations of gateways while it has no answer, whatever becomes of it.
@@ -128,7 +145,10 @@ impl Lead {
         if batch.operations.len() > BATCH_OPERATIONS_MAX || batch.encoded_len() > BATCH_BYTES_MAX {
             return Err(refused(Reason::Overloaded, "the batch is too large for one entry; send it in parts"));
         }
-        if batch.operations.iter().any(|operation| is_logged(operation) && operation.first_try_ms == 0) {
+        if batch.operations.iter().filter(|operation| is_group_get(operation)).count() > GROUPS_AT_ONCE {
+            return Err(refused(Reason::Overloaded, "the batch reads too many groups; send it in parts"));
+        }
+        if batch.operations.iter().any(|operation| has_first_try(operation) && operation.first_try_ms == 0) {
             return Err(refused(Reason::TimeNeeded, ""));
         }
         if let Some(mark) = (self.overload)()
@@ -167,6 +187,13 @@ impl Lead {
         Ok(())
     }
 
+    /// A device group as this replica knows it, if it leads at this moment; why not otherwise.
+    pub(crate) fn group(&self, get: &GroupGet) -> Result<Answer, String> {
+        let shard = self.replica.shard;
+        self.may_propose().map_err(|_| format!("shard {shard} is not led here at this moment"))?;
+        self.replica.group(get).map_err(|error| format!("rows of shard {shard} cannot be read: {error}"))
+    }
+
     /// Whether this replica may propose at this moment.
     fn may_propose(&self) -> Result<(), Outcome> {
         let leadership = self.leadership();
@@ -193,10 +220,22 @@ impl Lead {
             operations: vec![],
             replies: Arc::clone(replies),
         };
-        let (mut bytes, mut now_or_never) = (0, vec![]);
+        let (mut bytes, mut now_or_never, mut topics_room) = (0, vec![], TOPICS_BYTES_MAX);
         for (place, operation) in batch.operations.into_iter().enumerate() {
             let answer = match &operation.kind {
                 Some(operation::Kind::Check(check)) => Some(self.replica.check(check)?),
+                Some(operation::Kind::GroupGet(get)) => Some(self.replica.group(get)?),
+                Some(operation::Kind::TokenInfo(info)) => {
+                    let answer = self.replica.token_info(info, topics_room)?;
+                    topics_room = topics_room.saturating_sub(answer.encoded_len());
+                    Some(answer)
+                }
+                // Whoever subscribed before it was published is known here: this leader has all that was acknowledged.
+                Some(operation::Kind::FanOut(FanOut { publish: Some(publish), .. }))
+                    if !self.replica.has_audience(publish)? =>
+                {
+                    Some(Answer { kind: Some(answer::Kind::FannedOut(FannedOut {})) })
+                }
                 Some(operation::Kind::Enqueue(enqueue)) if enqueue.ttl_secs == 0 => {
                     let (answer, message) = self.replica.compose(&operation.id, enqueue, now_ms)?;
                     now_or_never.extend(message.map(|message| (DeviceTag(enqueue.device_tag), message)));
@@ -225,14 +264,14 @@ impl Lead {
                     (packer.next(now), packer.deadline())
                 };
                 let Some(pack) = pack else { break deadline.map(|due| due.saturating_duration_since(now)) };
-                let (bytes, raises) = (pack.bytes, pack.raise.is_some());
+                let (bytes, raises, steps) = (pack.bytes, pack.raise.is_some(), pack.fan_step);
                 match self.propose(pack) {
                     // Polled before the next one begins: that is what gives entries their order.
                     Some(mut flight) => match futures::poll!(flight.as_mut()) {
                         Poll::Ready(landed) => self.landed(landed),
                         Poll::Pending => flights.push(flight),
                     },
-                    None => self.ended(bytes, raises),
+                    None => self.ended(bytes, raises, steps),
                 }
             };
             tokio::select! {
@@ -271,7 +310,7 @@ impl Lead {
 
     /// Stamps and proposes; `None` when it may not, and everything in it is answered.
     fn propose(&self, pack: Pack<Pending, PendingAck>) -> Option<Flight> {
-        let Pack { raise, acks, seen, expire, batches, bytes } = pack;
+        let Pack { raise, acks, seen, done, fan_step, expire, batches, bytes } = pack;
         // A lease that ended while they waited still lets the answer be definite.
         let allowed =
             self.may_propose().and_then(|()| self.replica.time_ms().ok_or_else(|| Outcome::Redirect(self.redirect())));
@@ -303,9 +342,21 @@ impl Lead {
             let expire = Expire { upto_ms: now_ms, rows_max: self.settings.expire_rows_max };
             commands.push(Command { kind: Some(command::Kind::Expire(expire)) });
         }
+        if !done.is_empty() {
+            let places = done.iter().map(|place| Bytes::copy_from_slice(&place.to_bytes())).collect();
+            commands.push(Command { kind: Some(command::Kind::PublishesDone(PublishesDone { places })) });
+        }
+        if fan_step {
+            commands.push(Command { kind: Some(command::Kind::FanStep(FanStep { limits: Some(self.limits) })) });
+        }
         let mut landing = vec![];
+        let mut leaves = Leaves { fan_out: fan_step, publish: false };
         for mut pending in batches {
             let operations = std::mem::take(&mut pending.operations);
+            for operation in &operations {
+                leaves.fan_out |= matches!(operation.kind, Some(operation::Kind::FanOut(_)));
+                leaves.publish |= matches!(operation.kind, Some(operation::Kind::Publish(_)));
+            }
             landing.push((pending, commands.len()));
             self.stamp(operations, &mut commands);
         }
@@ -320,8 +371,16 @@ impl Lead {
                 () = given_up.cancelled() => Err(ProposeError::Unknown),
             }
         };
-        let landed =
-            move |outcome| Landed { bytes, raised, acks: tickets, batches: landing, outcome, _unanswered: unanswered };
+        let landed = move |outcome| Landed {
+            bytes,
+            raised,
+            stepped: fan_step,
+            leaves,
+            acks: tickets,
+            batches: landing,
+            outcome,
+            _unanswered: unanswered,
+        };
         Some(proposal.map(landed).boxed())
     }
 
@@ -342,17 +401,26 @@ impl Lead {
         }
     }
 
-    fn ended(&self, bytes: usize, raised: bool) {
+    fn ended(&self, bytes: usize, raised: bool, stepped: bool) {
         let mut packer = self.packer();
         packer.ended(bytes);
         if raised {
             packer.raise_ended();
         }
+        if stepped {
+            packer.fan_step_ended();
+        }
     }
 
     fn landed(&self, landed: Landed) {
-        let Landed { bytes, raised, acks, batches, outcome, _unanswered } = landed;
-        self.ended(bytes, raised);
+        let Landed { bytes, raised, stepped, leaves, acks, batches, outcome, _unanswered } = landed;
+        self.ended(bytes, raised, stepped);
+        if outcome.is_ok() && leaves.fan_out {
+            self.look_for_fan_out();
+        }
+        if outcome.is_ok() && leaves.publish {
+            self.published.notify_one();
+        }
         let applied = match outcome {
             Ok(Reply::Shard(answers)) => Ok(answers),
             Ok(Reply::Meta(_) | Reply::None) => Err(Outcome::Unknown(Unknown {})),
@@ -420,6 +488,11 @@ impl Lead {
                         Some(answer::Kind::Registered(_)) => AnswerKind::Registered,
                         Some(answer::Kind::Unregistered(_)) => AnswerKind::Unregistered,
                         Some(answer::Kind::Resolved(_)) => AnswerKind::Resolved,
+                        Some(answer::Kind::Group(_)) => AnswerKind::Group,
+                        Some(answer::Kind::Subscribed(_)) => AnswerKind::Subscribed,
+                        Some(answer::Kind::Published(_)) => AnswerKind::Published,
+                        Some(answer::Kind::FannedOut(_)) => AnswerKind::FannedOut,
+                        Some(answer::Kind::TokenInfo(_)) => AnswerKind::TokenInfo,
                         Some(answer::Kind::Refusal(_)) | None => AnswerKind::Refused,
                     };
                     self.metrics.answers.get_or_create(&AnswerLabel { kind }).inc();
@@ -450,23 +523,51 @@ fn answers(found: Vec<Option<Answer>>) -> Outcome {
     }
 }
 
-fn is_logged(operation: &Operation) -> bool {
+/// Whether the log knows it by its id, for a while: it says when it was tried first.
+fn has_first_try(operation: &Operation) -> bool {
     match &operation.kind {
-        Some(operation::Kind::Check(_)) => false,
+        Some(
+            operation::Kind::Check(_)
+            | operation::Kind::GroupGet(_)
+            | operation::Kind::TokenInfo(_)
+            | operation::Kind::FanOut(_),
+        ) => false,
         Some(operation::Kind::Enqueue(enqueue)) => enqueue.ttl_secs > 0,
-        Some(operation::Kind::Register(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => {
-            true
-        }
+        Some(
+            operation::Kind::Register(_)
+            | operation::Kind::Unregister(_)
+            | operation::Kind::Subscribe(_)
+            | operation::Kind::Unsubscribe(_)
+            | operation::Kind::Publish(_)
+            | operation::Kind::Resolve(_)
+            | operation::Kind::GroupChange(_),
+        )
+        | None => true,
     }
 }
 
-/// Whether it makes the node hold more of what is short. A registration is small and seldom: only the disk's reserve refuses it.
+/// Whether it makes the node hold more of what is short. A registration or a device that joins a group is small and seldom: only the
+/// disk's reserve refuses it.
 fn adds(operation: &Operation, mark: Mark) -> bool {
     match &operation.kind {
         Some(operation::Kind::Enqueue(enqueue)) => enqueue.ttl_secs > 0,
-        Some(operation::Kind::Register(_)) => mark == Mark::Disk,
-        Some(operation::Kind::Check(_) | operation::Kind::Unregister(_) | operation::Kind::Resolve(_)) | None => false,
+        Some(operation::Kind::Publish(_) | operation::Kind::FanOut(_)) => true,
+        Some(operation::Kind::Register(_) | operation::Kind::Subscribe(_)) => mark == Mark::Disk,
+        Some(operation::Kind::GroupChange(change)) => mark == Mark::Disk && !change.join.is_empty(),
+        Some(
+            operation::Kind::Check(_)
+            | operation::Kind::TokenInfo(_)
+            | operation::Kind::Unregister(_)
+            | operation::Kind::Unsubscribe(_)
+            | operation::Kind::Resolve(_)
+            | operation::Kind::GroupGet(_),
+        )
+        | None => false,
     }
+}
+
+fn is_group_get(operation: &Operation) -> bool {
+    matches!(operation.kind, Some(operation::Kind::GroupGet(_)))
 }
 
 fn is_enqueue(operation: &Operation) -> bool {

@@ -5,11 +5,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use martlet_proto::cluster::queue::{BatchReply, SubmitReply, batch_reply::Outcome};
+use martlet_proto::cluster::queue::{Answer, BatchReply, SubmitReply, answer, batch_reply::Outcome};
+use prost::Message as _;
 use tokio::sync::Notify;
 
 /// Answers that go out in one message, about: a batch more, which has at most 4,096, and it stays below
-/// [`martlet_proto::limits::GRPC_MESSAGE_MAX_BYTES`], since none is larger than 100 bytes.
+/// [`martlet_proto::limits::GRPC_MESSAGE_MAX_BYTES`], since none is larger than 100 bytes; a group counts as so many, and a batch reads
+/// few.
 const ANSWERS_AT_ONCE: usize = 8_192;
 /// Replies that go out in one message; one without answers may say in words why.
 const REPLIES_AT_ONCE: usize = 1_024;
@@ -87,13 +89,23 @@ impl Replies {
     }
 }
 
+/// As how many answers one counts.
+fn weight(answer: &Answer) -> usize {
+    match &answer.kind {
+        Some(answer::Kind::Group(group)) => 1 + group.encoded_len() / 100,
+        // Bounded by the batch that asked.
+        Some(answer::Kind::TokenInfo(known)) => 1 + known.encoded_len() / 100,
+        _ => 1,
+    }
+}
+
 /// How many of these go out together; at least one.
 fn fitting(waiting: &[BatchReply]) -> usize {
     let mut answers = 0;
     let goes_along = |reply: &&BatchReply| {
         let before = answers;
         if let Some(Outcome::Answers(found)) = &reply.outcome {
-            answers += found.answers.len();
+            answers += found.answers.iter().map(weight).sum::<usize>();
         }
         before < ANSWERS_AT_ONCE
     };
@@ -104,12 +116,13 @@ fn fitting(waiting: &[BatchReply]) -> usize {
 mod tests {
     use bytes::Bytes;
     use martlet_proto::{
-        cluster::queue::{Accepted, Answer, Answers, Registered, RegistrationRef, Resolved, answer},
-        limits::{BATCH_OPERATIONS_MAX, GRPC_MESSAGE_MAX_BYTES},
+        cluster::queue::{Accepted, Answers, Group, GroupMember, Registered, RegistrationRef, Resolved},
+        limits::{BATCH_OPERATIONS_MAX, GROUP_NAME_MAX_BYTES, GRPC_MESSAGE_MAX_BYTES, MULTICAST_MAX},
     };
-    use prost::Message;
+    use prost::Message as _;
 
     use super::*;
+    use crate::shard::propose::GROUPS_AT_ONCE;
 
     /// The largest that a shard gives: what a resolved registration was answered.
     fn largest() -> Answer {
@@ -120,7 +133,38 @@ mod tests {
         let inner = [answer::Kind::Registered(registered), answer::Kind::Accepted(accepted)];
         let resolved = inner.map(|kind| Resolved { answer: Some(Box::new(Answer { kind: Some(kind) })) });
         let answers = resolved.map(|resolved| Answer { kind: Some(answer::Kind::Resolved(Box::new(resolved))) });
-        answers.into_iter().max_by_key(Message::encoded_len).unwrap()
+        answers.into_iter().max_by_key(prost::Message::encoded_len).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_largest_groups_go_out_in_messages_that_can_be_taken() {
+        let member = GroupMember {
+            device_tag: u64::MAX,
+            registration_id: Bytes::from(vec![7; 16]),
+            token_key_id: u32::MAX,
+            iid: "i".repeat(22),
+        };
+        let group = Group {
+            key_bits: u64::MAX,
+            token_key_id: u32::MAX,
+            name: "n".repeat(GROUP_NAME_MAX_BYTES),
+            created_ms: u64::MAX,
+            members: vec![member; MULTICAST_MAX],
+        };
+        let answers = vec![Answer { kind: Some(answer::Kind::Group(group)) }; GROUPS_AT_ONCE];
+        let replies = Replies::new(usize::MAX);
+        for call in 0..20 {
+            replies.expect();
+            let outcome = Some(Outcome::Answers(Answers { answers: answers.clone() }));
+            replies.answer(BatchReply { call, shard: 255, shard_time_ms: u64::MAX, outcome });
+        }
+        replies.end();
+        let mut count = 0;
+        while let Some(reply) = replies.next().await {
+            assert!(reply.encoded_len() < GRPC_MESSAGE_MAX_BYTES, "{} bytes", reply.encoded_len());
+            count += reply.replies.len();
+        }
+        assert_eq!(count, 20);
     }
 
     #[tokio::test]

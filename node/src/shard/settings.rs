@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use martlet_proto::{
     cluster::command::Limits,
-    limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX},
+    limits::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, GROUP_MEMBERS_MAX, MULTICAST_MAX, TOPICS_OF_REGISTRATION_MAX},
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,15 @@ pub struct ShardSettings {
     pub dedupe_window: Duration,
     /// Stored bytes of one device; 0 is without limit.
     pub device_bytes_max: u64,
+    /// Members of one device group, 1 to 1000: a message to it is as many. Source: GCM, 20. A group that has more keeps them.
+    pub group_members_max: u32,
+    /// Topics of one registration. Source: FCM, 2,000.
+    pub topics_max: u32,
+    /// Messages to topics of one home shard that not every shard has yet; beyond, they are refused as `TopicsMessageRateExceeded`.
+    /// Source: FCM, 1,000 fan-outs at once.
+    pub publishes_max: u32,
+    /// Subscribers that one entry of a fan-out looks at, 5 to 1000: more makes fewer entries, each of which others wait for longer.
+    pub fan_out_max: u32,
 }
 
 impl Default for ShardSettings {
@@ -91,6 +100,10 @@ impl Default for ShardSettings {
             registrations_max: 1_000,
             dedupe_window: Duration::from_secs(90),
             device_bytes_max: 0,
+            group_members_max: GROUP_MEMBERS_MAX,
+            topics_max: TOPICS_OF_REGISTRATION_MAX,
+            publishes_max: 1_000,
+            fan_out_max: 1_000,
         }
     }
 }
@@ -98,14 +111,18 @@ impl Default for ShardSettings {
 impl ShardSettings {
     /// What cannot be run, by its key and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        // An entry of the log must hold what is packed into it: see `Pack`.
+        // An entry of the log must hold what is packed into it: see `Pack`. A group is sent to as a multicast.
         for (key, value, most) in [
             ("shard.entry_bytes_max", self.entry_bytes_max, BATCH_BYTES_MAX),
             ("shard.entry_commands_max", self.entry_commands_max, BATCH_OPERATIONS_MAX),
+            ("shard.group_members_max", self.group_members_max as usize, MULTICAST_MAX),
         ] {
             if value == 0 || value > most {
                 return Err((key, format!("must be 1 to {most}")));
             }
+        }
+        if !(5..=1_000).contains(&self.fan_out_max) {
+            return Err(("shard.fan_out_max", "must be 5 to 1000".into()));
         }
         for (key, value) in [
             ("shard.pipeline_max", self.pipeline_max),
@@ -133,6 +150,10 @@ impl ShardSettings {
             dedupe_window_ms: u64::try_from(self.dedupe_window.as_millis()).unwrap_or(u64::MAX),
             collapse_keys_max: self.collapse_keys_max,
             device_bytes_max: self.device_bytes_max,
+            group_members_max: self.group_members_max,
+            topics_max: self.topics_max,
+            publishes_max: self.publishes_max,
+            fan_out_max: self.fan_out_max,
         }
     }
 }

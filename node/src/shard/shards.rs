@@ -12,8 +12,8 @@ use std::{
 use martlet_proto::{
     cluster::command::DeviceAck,
     cluster::queue::{
-        Ack, AckRefused, AttachBatch, Batch, BatchReply, DeliverReply, Hello, Refused, Returned, Written,
-        attach_refused::Why, batch_reply::Outcome, control_reply, deliver_reply, refused::Reason,
+        Ack, AckRefused, Answer, AttachBatch, Batch, BatchReply, DeliverReply, GroupGet, Hello, Refused, Returned,
+        Written, attach_refused::Why, batch_reply::Outcome, control_reply, deliver_reply, refused::Reason,
     },
     message::Sequence,
     shard::Shard,
@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     consensus::Consensus,
+    courier::Courier,
     lead::{Directory, Lead, Overload, nowhere, refuse_attach},
     machine::{Kept, Replica},
     pack::Packer,
@@ -57,6 +58,10 @@ pub struct ShardsConfig {
     pub overload: Overload,
     /// Highest state version that is applied.
     pub state_version: u32,
+    /// This node.
+    pub node: u64,
+    /// Reaches the others.
+    pub courier: Arc<dyn Courier>,
 }
 
 impl fmt::Debug for ShardsConfig {
@@ -78,6 +83,8 @@ pub struct Shards {
     /// Streams end.
     ended: CancellationToken,
     closing: Mutex<()>,
+    /// Something was published to a topic.
+    published: Arc<Notify>,
 }
 
 #[derive(Debug, Clone)]
@@ -100,7 +107,13 @@ impl Shards {
             draining: CancellationToken::new(),
             ended: CancellationToken::new(),
             closing: Mutex::default(),
+            published: Arc::default(),
         })
+    }
+
+    /// Hands over to every shard what is published here, until [`Shards::shutdown`]. Must be called once, within a tokio runtime.
+    pub fn hand_over(self: &Arc<Self>) {
+        self.tracker.spawn(Arc::clone(self).hand_over_all(self.ended.child_token()));
     }
 
     /// Takes up a replica's rows. Its [`Replica::machine`] goes to the group; then [`Shards::open`].
@@ -134,6 +147,7 @@ impl Shards {
             arrivals: Arrivals::default(),
             wake: Notify::new(),
             stalled: Notify::new(),
+            published: Arc::clone(&self.published),
             reads: ReadChecks::default(),
             outcomes_given_up: CancellationToken::new(),
         });
@@ -310,6 +324,12 @@ impl Shards {
         None
     }
 
+    /// Reads a device group, if its shard is led here at this moment; why not otherwise.
+    pub fn group(&self, shard: Shard, get: &GroupGet) -> Result<Answer, String> {
+        let lead = self.lead(u32::from(shard.0)).ok_or_else(|| format!("shard {shard} has no replica here"))?;
+        lead.group(get)
+    }
+
     /// The highest state version that this node applies.
     pub fn state_version_known(&self) -> u32 {
         self.config.state_version
@@ -318,6 +338,47 @@ impl Shards {
     /// The state version of a shard, as it is applied here; `None` when the shard is not served here.
     pub fn state_version(&self, shard: u32) -> Option<u32> {
         Some(self.lead(shard)?.replica.state_version())
+    }
+
+    /// What this node leads.
+    pub(super) fn led(&self) -> Vec<Arc<Lead>> {
+        self.read().values().filter(|open| open.lead.term().is_some()).map(|open| Arc::clone(&open.lead)).collect()
+    }
+
+    /// The time of a shard that this node leads.
+    pub(super) fn home_ms(&self, home: Shard) -> Option<u64> {
+        self.lead(u32::from(home.0))?.replica.time_ms()
+    }
+
+    /// The node that leads a shard, as a replica here knows it.
+    pub(super) fn leader_node(&self, shard: Shard) -> Option<u64> {
+        Some(self.lead(u32::from(shard.0))?.redirect().leader_node).filter(|node| *node > 0)
+    }
+
+    /// Every shard of the cluster.
+    pub(super) fn all_shards(&self) -> Vec<Shard> {
+        (0..self.config.directory.shards()).map(Shard).collect()
+    }
+
+    pub(super) fn directory(&self) -> &dyn Directory {
+        &*self.config.directory
+    }
+
+    pub(super) fn courier(&self) -> &dyn Courier {
+        &*self.config.courier
+    }
+
+    pub(super) fn node(&self) -> u64 {
+        self.config.node
+    }
+
+    pub(super) fn now(&self) -> std::time::Instant {
+        self.config.clock.now()
+    }
+
+    /// Fires when something was published.
+    pub(super) fn published(&self) -> &Notify {
+        &self.published
     }
 
     fn lead(&self, shard: u32) -> Option<Arc<Lead>> {

@@ -15,8 +15,8 @@ use martlet_proto::{
         command::{Command, Entry, command},
         queue::{
             Ack, Attach, AttachBatch, Attached, Batch, BatchReply, Check, ControlReply, DeliverReply, Delivery,
-            Enqueue, Hello, Led, Operation, Register, Session, Written, answer, batch_reply::Outcome, control_reply,
-            deliver_reply, operation, refused::Reason,
+            Enqueue, GroupChange, GroupGet, GroupMember, Hello, Led, Operation, Register, Session, Written, answer,
+            batch_reply::Outcome, control_reply, deliver_reply, group_get::By, operation, refused::Reason,
         },
     },
     shard::Shard,
@@ -25,7 +25,9 @@ use martlet_proto::{
 use prost::Message as _;
 use tokio::sync::watch;
 
-use super::{Consensus, Directory, Kept, Replica, ShardMachine, ShardSettings, Shards, ShardsConfig, replies::Replies};
+use super::{
+    Consensus, Courier, Directory, Kept, Replica, ShardMachine, ShardSettings, Shards, ShardsConfig, replies::Replies,
+};
 use crate::{
     clock::{Clock, SystemClock, turned::TurnedClock},
     delivery::link::{Half, Link},
@@ -143,6 +145,26 @@ impl Directory for Map {
     fn epoch(&self, _: Shard) -> u64 {
         11
     }
+
+    fn shards(&self) -> u16 {
+        1
+    }
+
+    fn nodes_of(&self, _: Shard) -> Vec<u64> {
+        vec![NODE]
+    }
+}
+
+/// This node; there is no other.
+const NODE: u64 = 1;
+
+#[derive(Debug)]
+struct Alone;
+
+impl Courier for Alone {
+    fn submit(&self, _: u64, _: Vec<Batch>) -> BoxFuture<'static, Result<Vec<BatchReply>, String>> {
+        Box::pin(std::future::ready(Err("there is no other node".to_owned())))
+    }
 }
 
 /// A node with some shards, and a gateway that speaks to it.
@@ -179,6 +201,8 @@ impl Node {
                 Arc::new(move || *short.lock().unwrap())
             },
             state_version: 3,
+            node: NODE,
+            courier: Arc::new(Alone),
         });
         let open = |shard| {
             let replica: Arc<Replica> = shards.load(Shard(shard), Arc::new(TestRows::default())).unwrap();
@@ -689,6 +713,41 @@ async fn a_check_is_answered_in_its_place_and_never_logged() {
     assert!(matches!(answers[1], answer::Kind::Accepted(_)));
     assert!(matches!(answers[2], answer::Kind::Accepted(_)));
     assert_eq!(node.entries(0).last().unwrap().commands.len(), 1);
+}
+
+#[tokio::test]
+async fn a_group_is_changed_in_the_log_and_read_by_the_leader_alone() {
+    let node = Node::leading(1).await;
+    let get = GroupGet { group_tag: 5, sender: SENDER.into(), by: Some(By::Name("n".into())) };
+    let read = || operation::Kind::GroupGet(get.clone());
+    let member =
+        GroupMember { device_tag: DEVICE, registration_id: REGISTRATION.to_vec().into(), ..GroupMember::default() };
+    let change = operation::Kind::GroupChange(GroupChange {
+        group_tag: 5,
+        sender: SENDER.into(),
+        name: "n".into(),
+        key_bits: 6,
+        create: true,
+        join: vec![member.clone()],
+        ..GroupChange::default()
+    });
+    let made = node.outcome(SHARD, vec![node.operation(change)]).await;
+    assert!(matches!(accepted(&made)[0], answer::Kind::Group(_)), "{made:?}");
+    let entries = node.entries(0).len();
+    let mut read_it = node.operation(read());
+    // No time is needed for what is not logged.
+    read_it.first_try_ms = 0;
+    let outcome = node.outcome(SHARD, vec![read_it]).await;
+    let answer::Kind::Group(group) = &accepted(&outcome)[0] else { panic!("{outcome:?}") };
+    assert_eq!((group.key_bits, &group.members), (6, &vec![member]));
+    assert_eq!(node.entries(0).len(), entries);
+    let many = (0..17).map(|_| node.operation(read())).collect();
+    let outcome = node.outcome(SHARD, many).await;
+    assert!(matches!(&outcome, Outcome::Refused(refused) if refused.reason() == Reason::Overloaded), "{outcome:?}");
+    let shard = Shard(u16::try_from(SHARD).unwrap());
+    assert!(node.shards.group(shard, &get).is_ok());
+    node.groups[0].lease.store(false, Ordering::SeqCst);
+    assert!(node.shards.group(shard, &get).unwrap_err().contains("not led here"));
 }
 
 #[tokio::test]

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use martlet_proto::cluster::queue::{Answer, Refusal, answer::Kind};
+use martlet_proto::{
+    cluster::queue::{Answer, Refusal, answer::Kind},
+    message::Sequence,
+};
 
 use super::{
     count::CountRow,
     dedupe,
     effect::Effect,
+    fan_out::FanOutRoom,
     overlay::Overlay,
     rows::Rows,
     warm::{Warm, Warming},
@@ -30,6 +34,10 @@ pub(super) struct Draft<'a> {
     pub(super) answered: dedupe::Fresh,
     /// The shard's own row; `time_ms` is the time of this entry.
     pub(super) shard: ShardRow,
+    /// What fan-outs did in this entry: it is bounded, however many publishes it brings.
+    pub(super) fan_out: FanOutRoom,
+    /// Position of the next row that gets one; commands that make many go on from where they were.
+    position: u32,
 }
 
 impl<'a> Draft<'a> {
@@ -42,7 +50,16 @@ impl<'a> Draft<'a> {
             effects: Vec::new(),
             answered: dedupe::Fresh::default(),
             shard,
+            fan_out: FanOutRoom::default(),
+            position: 0,
         }
+    }
+
+    /// A place in a mailbox for what the command at `at` makes: above all that this entry gave before.
+    pub(super) fn place(&mut self, at: Sequence) -> Sequence {
+        let position = self.position.max(at.position);
+        self.position = position + 1;
+        Sequence { position, ..at }
     }
 
     /// Shard time, milliseconds since 1970.

@@ -72,26 +72,57 @@ pub(super) fn enqueue(
         return Ok(accepted(&addressee));
     }
 
+    let row = row(enqueue, id, &addressee.registration, now_ms);
+    let value = key::mailbox::encode(&row);
+    Ok(match place(draft, device, sequence, row, value, written, limits)? {
+        Placed::Stored | Placed::Overflowed => accepted(&addressee),
+        Placed::TooMuch => refused(Refusal::QuotaExceeded),
+    })
+}
+
+/// Where a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// Into the mailbox.
+    Stored,
+    /// Into the count of a notice.
+    Overflowed,
+    /// Nowhere, and nothing was counted: the device's bytes are used up.
+    TooMuch,
+}
+
+/// Puts a message into the mailbox, within the limits, and counts it. `value` is the row as it is stored.
+pub(super) fn place(
+    draft: &mut Draft<'_>,
+    device: DeviceTag,
+    sequence: Sequence,
+    row: MailboxRow,
+    value: Bytes,
+    written: Option<Sequence>,
+    limits: &Limits,
+) -> Result<Placed, StateError> {
+    let now_ms = draft.now_ms();
     let all = draft.warm.mailbox(&draft.rows, device)?;
     let alive: Vec<&Brief> = all.iter().filter(|brief| brief.is_alive(now_ms)).collect();
     let mailbox = overflow::trim_written(draft, device, &alive, written, limits)?;
-    let row = row(enqueue, id, &addressee.registration, now_ms);
     match overflow::room(draft, device, sequence, &row, mailbox, written, limits)? {
-        Room::Dropped => count::add(draft, sender, &[Fate::Accepted, Fate::Overflow])?,
+        Room::Dropped => {
+            count::add(draft, &row.sender, &[Fate::Accepted, Fate::Overflow])?;
+            Ok(Placed::Overflowed)
+        }
         Room::Yes => {
-            let value = key::mailbox::encode(&row);
             let bytes = mailbox.iter().map(|brief| brief.bytes).sum::<u64>() + value.len() as u64;
             if limits.device_bytes_max > 0 && bytes > limits.device_bytes_max {
-                return Ok(refused(Refusal::QuotaExceeded));
+                return Ok(Placed::TooMuch);
             }
             // Nobody else holds the copy while the new row comes to it.
             drop(alive);
             drop(all);
-            count::add(draft, sender, &[Fate::Accepted])?;
+            count::add(draft, &row.sender, &[Fate::Accepted])?;
             mailbox::store(draft, device, sequence, row, value);
+            Ok(Placed::Stored)
         }
     }
-    Ok(accepted(&addressee))
 }
 
 fn accepted(addressee: &Addressee) -> Answer {
@@ -112,6 +143,7 @@ fn row(enqueue: &Enqueue, id: OperationId, to: &Registration, now_ms: u64) -> Ma
         payload: enqueue.payload.clone(),
         total_deleted: 0,
         receipt_wanted: enqueue.receipt_wanted,
+        body_id: Bytes::new(),
     };
     MailboxRow {
         message,

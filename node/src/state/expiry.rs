@@ -41,8 +41,7 @@ pub(super) fn expire(draft: &mut Draft<'_>, expire: &Expire) -> Result<(), State
     let (from, to) = key::lapse::range(upto_ms);
     while left > 0 {
         let Some((key, _)) = draft.rows.scan(&from, &to, 1)?.pop() else { break };
-        let (_, device, id) = registration_key(&key)?;
-        left = left.saturating_sub(registry::lapse(draft, device, id, left)?);
+        left = left.saturating_sub(registry::lapse(draft, registration_key(&key)?, left)?);
     }
     Ok(())
 }

@@ -45,6 +45,13 @@ pub(super) fn kind(command: Option<&Command>) -> &'static str {
                 Some(operation::Kind::Unregister(_)) => "Unregister",
                 Some(operation::Kind::Resolve(_)) => "Resolve",
                 Some(operation::Kind::Check(_)) => "Check",
+                Some(operation::Kind::GroupChange(_)) => "GroupChange",
+                Some(operation::Kind::GroupGet(_)) => "GroupGet",
+                Some(operation::Kind::Subscribe(_)) => "Subscribe",
+                Some(operation::Kind::Unsubscribe(_)) => "Unsubscribe",
+                Some(operation::Kind::Publish(_)) => "Publish",
+                Some(operation::Kind::FanOut(_)) => "FanOut",
+                Some(operation::Kind::TokenInfo(_)) => "TokenInfo",
                 None => "an operation unknown here",
             }
         }
@@ -52,6 +59,8 @@ pub(super) fn kind(command: Option<&Command>) -> &'static str {
         Some(command::Kind::Expire(_)) => "Expire",
         Some(command::Kind::Raise(_)) => "Raise",
         Some(command::Kind::Seen(_)) => "Seen",
+        Some(command::Kind::PublishesDone(_)) => "PublishesDone",
+        Some(command::Kind::FanStep(_)) => "FanStep",
         None => "a command unknown here",
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use martlet_proto::{message::Sequence, tag::DeviceTag};
 
 use super::{
-    StateError,
+    StateError, body,
     count::{self, Fate},
     draft::Draft,
     effect::Effect,
@@ -36,12 +36,12 @@ pub fn waiting(
         .map(|(key, value)| {
             let misshapen = StateError::Broken("a mailbox key is misshapen");
             let (_, sequence) = key::mailbox::decode_key(&key).ok_or(misshapen)?;
-            Ok((sequence, key::mailbox::decode(&key, value)?))
+            Ok((sequence, body::whole(rows, key::mailbox::decode(&key, value)?)?))
         })
         .collect()
 }
 
-/// Puts a row at the end of the mailbox.
+/// Puts a row at the end of the mailbox. `value` is the row as it is stored: one that names a body has neither payload nor `from`.
 pub(super) fn store(draft: &mut Draft<'_>, device: DeviceTag, sequence: Sequence, row: MailboxRow, value: Bytes) {
     draft.warm.enqueued(device, sequence, &row, value.len());
     draft.rows.put_fresh(key::mailbox::key(device, sequence), value);
@@ -55,6 +55,9 @@ pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, fa
     draft.warm.removed(device, sequence);
     draft.rows.remove(key::mailbox::key(device, sequence));
     draft.rows.remove(key::expiry::key(row.expiry_ms, device, sequence));
+    if let Some(body) = row.body {
+        body::release(draft, body)?;
+    }
     if !row.is_notice() {
         count::add(draft, &row.kin.sender, &[fate])?;
     }

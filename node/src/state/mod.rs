@@ -9,9 +9,10 @@
 //! only after the last of them. A malformed operation is answered so; a row that is not what it should be, a command that
 //! this program does not know, or a panic stops the replica: going on would be guessing.
 //!
-//! Not yet: collapse keys travel in messages but do not collapse; receipts, topics, upstream and recall have no commands.
+//! Not yet: collapse keys travel in messages but do not collapse; receipts, upstream and recall have no commands.
 
 mod ack;
+mod body;
 mod count;
 mod dedupe;
 mod device;
@@ -20,12 +21,16 @@ mod effect;
 mod enqueue;
 mod expiry;
 mod failure;
+mod fan_out;
+mod group;
 pub mod mailbox;
 pub mod memory;
 mod overflow;
 mod overlay;
+pub mod publish;
 mod registry;
 mod rows;
+mod topic;
 mod version;
 mod warm;
 
@@ -37,7 +42,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use martlet_proto::{
     cluster::{
         command::{Command, Entry, Stamped, command},
-        queue::{Answer, Check, Operation, Refusal, operation},
+        queue::{Answer, Check, GroupGet, Operation, Publish, Refusal, TokenInfo, operation},
     },
     message::Sequence,
 };
@@ -163,7 +168,7 @@ impl State {
         })?;
 
         count::write(&mut draft);
-        let Draft { mut rows, warm, counts: _, effects, answered, shard } = draft;
+        let Draft { mut rows, warm, counts: _, effects, answered, shard, .. } = draft;
         let touched = warm.into_touched();
         if shard != self.shard {
             rows.put(key::shard::key(), key::shard::encode(&shard));
@@ -181,6 +186,44 @@ impl State {
     /// When a row cannot be read or is wrong.
     pub fn check(&self, rows: &dyn Rows, check: &Check) -> Result<Answer, StateError> {
         enqueue::check(rows, self.shard.time_ms, check)
+    }
+
+    /// Reads a device group; changes nothing.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn group(&self, rows: &dyn Rows, get: &GroupGet) -> Result<Answer, StateError> {
+        group::get(rows, get)
+    }
+
+    /// What a token is, with at most some `bytes_max` of its topics; changes nothing.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn token_info(&self, rows: &dyn Rows, info: &TokenInfo, bytes_max: usize) -> Result<Answer, StateError> {
+        topic::info(rows, self.shard.time_ms, info, bytes_max)
+    }
+
+    /// Whether anybody here subscribes to a topic of the publish.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn has_audience(&self, rows: &dyn Rows, publish: &Publish) -> Result<bool, StateError> {
+        fan_out::has_audience(rows, publish)
+    }
+
+    /// Publishes at home here that are not over everywhere.
+    #[must_use]
+    pub fn publishes_open(&self) -> u32 {
+        self.shard.publishes_open
+    }
+
+    /// Whether a fan-out waits for its next step.
+    ///
+    /// # Errors
+    /// When a row cannot be read or is wrong.
+    pub fn fans_out(&self, rows: &dyn Rows) -> Result<bool, StateError> {
+        fan_out::is_under_way(rows)
     }
 
     /// Shard time, milliseconds since 1970: the greatest of any entry applied.
@@ -233,6 +276,12 @@ impl State {
             command::Kind::Expire(expire) => expiry::expire(draft, expire)?,
             command::Kind::Raise(raise) => version::raise(draft, raise.version, self.known)?,
             command::Kind::Seen(seen) => device::seen(draft, seen)?,
+            command::Kind::PublishesDone(done) => publish::done(draft, done)?,
+            command::Kind::FanStep(step) => {
+                let at = Sequence { incarnation: self.shard.incarnation, index, position };
+                let limits = step.limits.as_ref().ok_or(StateError::UnknownCommand)?;
+                fan_out::step(draft, at, limits)?;
+            }
         }
         Ok(None)
     }
@@ -252,6 +301,10 @@ impl State {
             };
             return Ok(dedupe::resolve(&self.dedupe, draft, asked, first_try_ms, window_ms));
         }
+        // Known by the publish it names, for longer than operations are.
+        if let operation::Kind::FanOut(fan_out) = kind {
+            return fan_out::begin(draft, sequence, fan_out, limits);
+        }
         let Ok(id) = dedupe::OperationId::try_from(&id[..]) else {
             return Ok(refused(Refusal::Malformed));
         };
@@ -260,11 +313,22 @@ impl State {
         }
         let answer = match kind {
             operation::Kind::Enqueue(enqueue) if bug::poisons(&enqueue.payload) => panic!("poisoned by a test"),
-            operation::Kind::Enqueue(enqueue) => enqueue::enqueue(draft, sequence, id, stamped, enqueue, limits)?,
+            operation::Kind::Enqueue(enqueue) => {
+                let sequence = draft.place(sequence);
+                enqueue::enqueue(draft, sequence, id, stamped, enqueue, limits)?
+            }
             operation::Kind::Register(register) => registry::register(draft, register, limits)?,
             operation::Kind::Unregister(unregister) => registry::unregister(draft, unregister)?,
-            // The leader answers a Check from its state; Resolve was dealt with above.
-            operation::Kind::Check(_) | operation::Kind::Resolve(_) => refused(Refusal::Malformed),
+            operation::Kind::GroupChange(change) => group::change(draft, change, limits)?,
+            operation::Kind::Subscribe(subscribe) => topic::subscribe(draft, subscribe, limits)?,
+            operation::Kind::Unsubscribe(unsubscribe) => topic::unsubscribe(draft, unsubscribe)?,
+            operation::Kind::Publish(publish) => publish::publish(draft, sequence, id, publish, limits)?,
+            // The leader answers a Check, GroupGet or TokenInfo from its state; the others were dealt with above.
+            operation::Kind::Check(_)
+            | operation::Kind::GroupGet(_)
+            | operation::Kind::TokenInfo(_)
+            | operation::Kind::FanOut(_)
+            | operation::Kind::Resolve(_) => refused(Refusal::Malformed),
         };
         // What is malformed stays so: a second try gets the same answer without being remembered.
         if answer != refused(Refusal::Malformed) {

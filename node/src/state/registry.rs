@@ -31,6 +31,7 @@ use super::{
     effect::Effect,
     mailbox,
     rows::Rows,
+    topic,
 };
 use crate::store::key::{self, registration::RegistrationRow};
 
@@ -66,11 +67,31 @@ impl Addressee {
 /// Whom registration `id` means and whether `sender` may send to it, an application restricted to `package` (empty: any).
 /// `find` reads a registration of the device.
 pub(super) fn addressee(
-    mut find: impl FnMut(RegistrationId) -> Result<Option<Arc<Registration>>, StateError>,
+    find: impl FnMut(RegistrationId) -> Result<Option<Arc<Registration>>, StateError>,
     now_ms: u64,
     id: RegistrationId,
     sender: &str,
     package: &str,
+) -> Result<Result<Addressee, Refusal>, StateError> {
+    let addressee = match current(find, now_ms, id)? {
+        Ok(addressee) => addressee,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let row = &addressee.registration.row;
+    if !row.senders.iter().any(|allowed| allowed == sender) {
+        return Ok(Err(Refusal::MismatchSenderId));
+    }
+    if !package.is_empty() && package != row.application {
+        return Ok(Err(Refusal::InvalidPackageName));
+    }
+    Ok(Ok(addressee))
+}
+
+/// Whom registration `id` means, whoever asks.
+pub(super) fn current(
+    mut find: impl FnMut(RegistrationId) -> Result<Option<Arc<Registration>>, StateError>,
+    now_ms: u64,
+    id: RegistrationId,
 ) -> Result<Result<Addressee, Refusal>, StateError> {
     let mut live = |id| find(id).map(|found| found.filter(|found| is_live(&found.row, now_ms)));
     let Some(addressed) = live(id)? else { return Ok(Err(Refusal::NotRegistered)) };
@@ -86,12 +107,6 @@ pub(super) fn addressee(
     } else {
         addressed
     };
-    if !registration.row.senders.iter().any(|allowed| allowed == sender) {
-        return Ok(Err(Refusal::MismatchSenderId));
-    }
-    if !package.is_empty() && package != registration.row.application {
-        return Ok(Err(Refusal::InvalidPackageName));
-    }
     Ok(Ok(Addressee { registration, superseded }))
 }
 
@@ -173,13 +188,17 @@ pub(super) fn unregister(draft: &mut Draft<'_>, unregister: &Unregister) -> Resu
 /// `rows_max` the registration may be there still, with more to drop.
 pub(super) fn lapse(
     draft: &mut Draft<'_>,
-    device: DeviceTag,
-    id: RegistrationId,
+    (due_ms, device, id): (u64, DeviceTag, RegistrationId),
     rows_max: usize,
 ) -> Result<usize, StateError> {
     let all = of_device(&draft.rows, device)?;
     if !all.iter().any(|one| one.id == id) {
-        return Err(StateError::Broken("a registration that runs out is not there"));
+        if !topic::has_any(&draft.rows, (device, id))? {
+            return Err(StateError::Broken("a registration that runs out is not there"));
+        }
+        // It went before, and left subscriptions behind.
+        draft.rows.remove(key::lapse::key(due_ms, device, id));
+        return topic::forget(draft, (device, id), rows_max.min(topic::FORGET_ROWS_MAX));
     }
     let victims = with_superseded(&all, BTreeSet::from([id]));
     bury(draft, device, &victims, rows_max)
@@ -207,13 +226,16 @@ fn bury(
         }
     }
     draft.warm.registrations_changed(device);
+    let mut forget_max = topic::FORGET_ROWS_MAX;
     for victim in victims {
         draft.rows.remove(key::registration::key(device, victim.id));
         if let Some(due_ms) = due_ms(&victim.row) {
             draft.rows.remove(key::lapse::key(due_ms, device, victim.id));
         }
+        let forgotten = topic::forget(draft, (device, victim.id), forget_max)?;
+        forget_max -= forgotten;
         draft.effects.push(Effect::RegistrationGone { device_tag: device, registration_id: victim.id });
-        gone += 1;
+        gone += 1 + forgotten;
     }
     Ok(gone)
 }

@@ -15,7 +15,7 @@ use martlet_proto::{
 };
 
 use super::{StateError, mailbox::MailboxRow, overlay::Overlay, registry::Registration, rows::Rows};
-use crate::store::key::{self, device::DeviceRow};
+use crate::store::key::{self, body::BodyId, device::DeviceRow};
 
 /// Rows of all families that one shard keeps warm; beyond, all but those of the last entry are forgotten. A row is some 150 bytes
 /// here, so that 64 shards hold at most 80 MB.
@@ -34,6 +34,8 @@ pub(super) struct Brief {
     pub(super) expiry_ms: u64,
     /// Of the value as it is stored.
     pub(super) bytes: u64,
+    /// The body it holds.
+    pub(super) body: Option<BodyId>,
     /// Whether it has a collapse key.
     pub(super) is_collapsible: bool,
     /// Not 0: it is a notice.
@@ -60,6 +62,7 @@ impl Brief {
             registration: row.registration_id(),
             expiry_ms: row.expiry_ms,
             bytes: bytes as u64,
+            body: super::body::of(message),
             is_collapsible: !message.collapse_key.is_empty(),
             total_deleted: message.total_deleted,
             kin: shared.unwrap_or_else(|| {
@@ -246,6 +249,13 @@ impl<'a> Warming<'a> {
     pub(super) fn registrations_changed(&mut self, device: DeviceTag) {
         if let Some(known) = self.known(device) {
             known.registrations = Arc::default();
+        }
+    }
+
+    /// A device that was read for one row, and is not busy: its copy would only drive out those of others.
+    pub(super) fn let_go(&mut self, device: DeviceTag) {
+        if !self.before.devices.contains_key(&device) {
+            self.touched.devices.remove(&device);
         }
     }
 

@@ -6,6 +6,7 @@ mod checkpoints;
 mod creation;
 mod damage;
 mod faults;
+mod group_model;
 mod leases;
 mod log;
 mod log_seeds;

@@ -8,10 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use martlet_proto::cluster::{
     command::{Command, Entry, Expire, Limits, Stamped, command},
     queue::{
-        Accepted, Answer, Enqueue, Operation, Refusal, Register, Registered, RegistrationRef, Resolved, Unregister,
-        Unregistered, answer::Kind as Answered, operation::Kind, unregister::What,
+        Accepted, Answer, Enqueue, FannedOut, Operation, Refusal, Register, Registered, RegistrationRef, Resolved,
+        Subscribe, Subscribed, Unregister, Unregistered, Unsubscribe, answer::Kind as Answered, operation::Kind,
+        unregister::What,
     },
 };
+
+use crate::group_model::Groups;
 
 /// Log index and position.
 pub(crate) type Place = (u64, u32);
@@ -41,6 +44,17 @@ pub(crate) struct Message {
     pub(crate) expiry: u64,
     /// 0: no notice.
     pub(crate) deleted: u64,
+    /// Whether it came by a topic, and is no notice.
+    pub(crate) is_shared: bool,
+}
+
+/// Of one topic; the model knows no conditions.
+#[derive(Debug, Clone)]
+pub(crate) struct FanOut {
+    form: martlet_proto::cluster::queue::FanOut,
+    expiry: u64,
+    cursor: Option<(u64, Vec<u8>)>,
+    through: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,7 +75,16 @@ pub(crate) struct Model {
     pub(crate) registrations: Vec<Registration>,
     pub(crate) messages: Vec<Message>,
     pub(crate) fates: BTreeMap<String, Fates>,
+    pub(crate) groups: Groups,
     written: BTreeMap<u64, Place>,
+    /// Of sender and topic: device and registration.
+    pub(crate) topics: BTreeMap<(String, String), BTreeSet<(u64, Vec<u8>)>>,
+    /// In the order of their homes and places there.
+    pub(crate) fan_outs: BTreeMap<(u32, Vec<u8>), FanOut>,
+    /// Next position in the entry.
+    position: u32,
+    /// Subscribers that may still be looked at in the entry.
+    fan_out_left: Option<u32>,
     /// What each operation was answered; nothing: barred.
     operations: BTreeMap<Vec<u8>, Option<Answer>>,
 }
@@ -80,6 +103,7 @@ impl Model {
     /// What the entry must be answered, command by command.
     pub(crate) fn apply(&mut self, index: u64, entry: &Entry) -> Vec<Expected> {
         self.now = self.now.max(entry.shard_time_ms);
+        (self.position, self.fan_out_left) = (0, None);
         let commands = entry.commands.iter().enumerate();
         commands.map(|(position, command)| self.command((index, position as u32), command)).collect()
     }
@@ -104,7 +128,15 @@ impl Model {
                 self.expire(expire);
                 vec![None]
             }
+            command::Kind::FanStep(step) => {
+                let first = self.fan_outs.iter().find(|(_, one)| !one.through).map(|(at, _)| at.clone());
+                if let Some(at) = first {
+                    self.go_on(place, &at, &step.limits.unwrap());
+                }
+                vec![None]
+            }
             command::Kind::Raise(_) | command::Kind::Seen(_) => vec![None],
+            command::Kind::PublishesDone(_) => unreachable!("not asked of the model"),
         }
     }
 
@@ -129,6 +161,16 @@ impl Model {
                 }
             };
         }
+        if let Some(Kind::FanOut(form)) = kind {
+            let at = (form.home, form.place.to_vec());
+            if !self.fan_outs.contains_key(&at) {
+                let expiry = self.now + form.remaining_ms;
+                let one = FanOut { form: form.clone(), expiry, cursor: None, through: false };
+                self.fan_outs.insert(at.clone(), one);
+                self.go_on(place, &at, &limits);
+            }
+            return vec![answer(Answered::FannedOut(FannedOut {}))];
+        }
         if let Some(known) = self.operations.get(&id[..]) {
             let known = known.clone().unwrap_or_else(|| expired.clone());
             return if late { vec![known, expired] } else { vec![known] };
@@ -147,14 +189,26 @@ impl Model {
             Kind::Enqueue(enqueue) => self.enqueue(place, id, stamped, enqueue, &limits),
             Kind::Register(register) => self.register(register, &limits),
             Kind::Unregister(unregister) => self.unregister(unregister),
-            Kind::Resolve(_) | Kind::Check(_) => unreachable!("not asked of the model"),
+            Kind::GroupChange(change) => self.groups.change(change, &limits, self.now),
+            Kind::Subscribe(Subscribe { device_tag, registration_id, sender, topic }) => {
+                self.subscribe(*device_tag, registration_id, sender, topic, Some(limits.topics_max))
+            }
+            Kind::Unsubscribe(Unsubscribe { device_tag, registration_id, sender, topic }) => {
+                self.subscribe(*device_tag, registration_id, sender, topic, None)
+            }
+            Kind::Resolve(_)
+            | Kind::Check(_)
+            | Kind::GroupGet(_)
+            | Kind::FanOut(_)
+            | Kind::Publish(_)
+            | Kind::TokenInfo(_) => unreachable!("not asked of the model, or answered above"),
         };
         self.operations.insert(id.to_vec(), Some(answer.clone()));
         vec![answer]
     }
 
     fn enqueue(&mut self, place: Place, id: &[u8], stamped: &Stamped, enqueue: &Enqueue, limits: &Limits) -> Answer {
-        let device = enqueue.device_tag;
+        let (device, place) = (enqueue.device_tag, self.place(place));
         let told = &stamped.written_through;
         if !told.is_empty() {
             let index = u64::from_be_bytes(told[4..12].try_into().unwrap());
@@ -162,16 +216,8 @@ impl Model {
             let written = self.written.entry(device).or_default();
             *written = (*written).max((index, position));
         }
-        let find = |id: &[u8]| {
-            self.registrations.iter().find(|one| one.device == device && one.id == id && one.is_live(self.now))
-        };
-        let Some(addressed) = find(&enqueue.registration_id) else { return refuse(Refusal::NotRegistered) };
-        let current = match &addressed.successor {
-            None => addressed,
-            Some((successor, _)) => match find(successor) {
-                None => return refuse(Refusal::NotRegistered),
-                Some(successor) => successor,
-            },
+        let Some((addressed, current)) = self.current(device, &enqueue.registration_id) else {
+            return refuse(Refusal::NotRegistered);
         };
         if !current.form.senders.contains(&enqueue.sender) {
             return refuse(Refusal::MismatchSenderId);
@@ -181,7 +227,7 @@ impl Model {
         }
         let canonical = addressed.successor.is_some().then(|| current.reference());
         let accepted = answer(Answered::Accepted(Accepted { canonical }));
-        let mut message = Message {
+        let message = Message {
             device,
             place,
             id: id.to_vec(),
@@ -192,12 +238,44 @@ impl Model {
             collapse_key: enqueue.collapse_key.clone(),
             expiry: self.now + u64::from(enqueue.ttl_secs) * 1000,
             deleted: 0,
+            is_shared: false,
         };
         self.fates.entry(enqueue.sender.clone()).or_default().accepted += 1;
         if enqueue.ttl_secs == 0 {
             self.fates.get_mut(&enqueue.sender).unwrap().expired += 1;
             return accepted;
         }
+        self.put(message, limits);
+        accepted
+    }
+
+    /// Whether a fan-out is not through.
+    pub(crate) fn fans_out(&self) -> bool {
+        self.fan_outs.values().any(|one| !one.through)
+    }
+
+    /// A place for what the command at `place` makes.
+    fn place(&mut self, place: Place) -> Place {
+        let position = self.position.max(place.1);
+        self.position = position + 1;
+        (place.0, position)
+    }
+
+    /// What a token names, and whom it means.
+    fn current(&self, device: u64, id: &[u8]) -> Option<(&Registration, &Registration)> {
+        let find = |id: &[u8]| {
+            self.registrations.iter().find(|one| one.device == device && one.id == id && one.is_live(self.now))
+        };
+        let addressed = find(id)?;
+        Some(match &addressed.successor {
+            None => (addressed, addressed),
+            Some((successor, _)) => (addressed, find(successor)?),
+        })
+    }
+
+    /// Takes an accepted message into the mailbox, within the limits.
+    fn put(&mut self, mut message: Message, limits: &Limits) {
+        let (device, sender) = (message.device, message.sender.clone());
 
         // Written and not acked: only the newest so many stay.
         let (now, written) = (self.now, self.written.get(&device).copied().unwrap_or_default());
@@ -229,13 +307,88 @@ impl Model {
         if message.collapse_key.is_empty() && full {
             let messages = waiting.iter().filter(|held| held.deleted == 0).count() as u64;
             self.take(kin, |fates| &mut fates.overflow);
-            self.fates.get_mut(&enqueue.sender).unwrap().overflow += 1;
+            self.fates.get_mut(&sender).unwrap().overflow += 1;
             message.deleted = deleted + messages + 1;
             message.id = vec![];
+            message.is_shared = false;
             message.expiry = now + 28 * 86_400_000;
         }
         self.messages.push(message);
-        accepted
+    }
+
+    /// Subscribes, with how many topics it may have, or unsubscribes.
+    fn subscribe(&mut self, device: u64, id: &[u8], sender: &str, topic: &str, topics_max: Option<u32>) -> Answer {
+        let Some((_, current)) = self.current(device, id) else { return refuse(Refusal::NotRegistered) };
+        let (senders, id) = (current.form.senders.clone(), current.id.clone());
+        let senders = if sender.is_empty() {
+            senders
+        } else if senders.iter().any(|allowed| allowed == sender) {
+            vec![sender.to_owned()]
+        } else {
+            return refuse(Refusal::MismatchSenderId);
+        };
+        let who = (device, id);
+        let of = |sender: &String| (sender.clone(), topic.to_owned());
+        match topics_max {
+            Some(max) => {
+                let is_new = |sender: &&String| self.topics.get(&of(sender)).is_none_or(|all| !all.contains(&who));
+                let new: Vec<&String> = senders.iter().filter(is_new).collect();
+                let has = self.topics.values().filter(|all| all.contains(&who)).count();
+                if !new.is_empty() && has + new.len() > max as usize {
+                    return refuse(Refusal::TooManyTopics);
+                }
+                for sender in senders {
+                    self.topics.entry(of(&sender)).or_default().insert(who.clone());
+                }
+            }
+            None => {
+                for sender in senders {
+                    self.topics.entry(of(&sender)).or_default().remove(&who);
+                }
+            }
+        }
+        answer(Answered::Subscribed(Subscribed {}))
+    }
+
+    /// The next step of a fan-out.
+    fn go_on(&mut self, place: Place, at: &(u32, Vec<u8>), limits: &Limits) {
+        let left = self.fan_out_left.get_or_insert(limits.fan_out_max);
+        if *left == 0 {
+            return;
+        }
+        let one = &self.fan_outs[at];
+        let (form, expiry, after) = (one.form.clone(), one.expiry, one.cursor.clone());
+        let publish = form.publish.unwrap();
+        let topic = self.topics.get(&(publish.sender.clone(), publish.topics[0].clone()));
+        let is_next = |who: &&(u64, Vec<u8>)| expiry > self.now && after.as_ref().is_none_or(|after| *who > after);
+        let next: Vec<_> = topic.into_iter().flatten().filter(is_next).take(*left as usize).cloned().collect();
+        let is_full = next.len() == *left as usize;
+        *left -= u32::try_from(next.len()).unwrap();
+        for (device, id) in &next {
+            let Some((addressed, current)) = self.current(*device, id) else { continue };
+            if addressed.successor.is_some() || !current.form.senders.contains(&publish.sender) {
+                continue;
+            }
+            let message = Message {
+                device: *device,
+                place: (0, 0),
+                id: vec![],
+                registration: id.clone(),
+                sender: publish.sender.clone(),
+                application: current.form.application.clone(),
+                subtype: current.form.subtype.clone(),
+                collapse_key: publish.collapse_key.clone(),
+                expiry,
+                deleted: 0,
+                is_shared: true,
+            };
+            let message = Message { place: self.place(place), ..message };
+            self.fates.entry(publish.sender.clone()).or_default().accepted += 1;
+            self.put(message, limits);
+        }
+        let one = self.fan_outs.get_mut(at).unwrap();
+        one.cursor = next.last().cloned().or(after);
+        one.through = !is_full;
     }
 
     fn register(&mut self, form: &Register, limits: &Limits) -> Answer {
@@ -345,7 +498,11 @@ impl Model {
                 );
                 return;
             }
-            left = left.saturating_sub(places.len() + victims.len());
+            let subscribed = |all: &BTreeSet<(u64, Vec<u8>)>| {
+                all.iter().filter(|(of, id)| *of == device && victims.contains(id)).count()
+            };
+            let subscriptions: usize = self.topics.values().map(subscribed).sum();
+            left = left.saturating_sub(places.len() + victims.len() + subscriptions);
             self.bury(device, &victims);
         }
     }
@@ -360,6 +517,9 @@ impl Model {
 
     fn bury(&mut self, device: u64, ids: &BTreeSet<Vec<u8>>) {
         self.registrations.retain(|one| one.device != device || !ids.contains(&one.id));
+        for all in self.topics.values_mut() {
+            all.retain(|(of, id)| *of != device || !ids.contains(id));
+        }
         self.take(|held| held.device == device && ids.contains(&held.registration), |fates| &mut fates.unregistered);
     }
 

@@ -6,8 +6,12 @@ use bytes::Bytes;
 use martlet_node::state::{Rows, RowsError, State, Write, counters, memory::MemoryRows, waiting};
 use martlet_proto::{
     cluster::{
-        command::{Acks, Command, DeviceAck, Entry, Expire, Limits, Seen, Stamped, command},
-        queue::{Enqueue, OneToken, Operation, Register, Resolve, Unregister, operation::Kind, unregister::What},
+        command::{Acks, Command, DeviceAck, Entry, Expire, FanStep, Limits, Seen, Stamped, command},
+        queue::{
+            Enqueue, FanOut, GroupChange, GroupGet, GroupMember, OneToken, Operation, Publish, Register, Resolve,
+            Subscribe, Unregister, Unsubscribe, answer::Kind as Answered, group_get::By, operation::Kind,
+            unregister::What,
+        },
     },
     message::Sequence,
     tag::DeviceTag,
@@ -18,6 +22,9 @@ use crate::model::{Fates, Model};
 
 const DEVICES: [u64; 2] = [3, u64::MAX];
 const SENDERS: [&str; 2] = ["1001", "1002"];
+/// Names of groups and their tags; two have one tag.
+const GROUPS: [(&str, u64); 3] = [("a", 5), ("b", 5), ("c", u64::MAX)];
+const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
 const IIDS: [&str; 3] = ["cAAAAAAAAA1", "cAAAAAAAAA2", "cAAAAAAAAA3AAAAAAAAAAA"];
 
 const LIMITS: Limits = Limits {
@@ -28,6 +35,10 @@ const LIMITS: Limits = Limits {
     dedupe_window_ms: 5000,
     collapse_keys_max: 4,
     device_bytes_max: 0,
+    group_members_max: 3,
+    topics_max: 3,
+    publishes_max: 4,
+    fan_out_max: 2,
 };
 
 /// Something that happens; what it points at is chosen among what there is.
@@ -74,6 +85,32 @@ enum Step {
         device: Index,
         day: u32,
     },
+    MakeGroup {
+        name: Index,
+        sender: Index,
+        join: Vec<Index>,
+    },
+    ChangeGroup {
+        which: Index,
+        stranger: bool,
+        named: Option<bool>,
+        leave: Vec<Index>,
+        join: Vec<Index>,
+    },
+    Subscribe {
+        who: Index,
+        sender: Option<Index>,
+        topic: Index,
+        ends: bool,
+    },
+    FanOut {
+        sender: Index,
+        topic: Index,
+        collapse: bool,
+        remaining_ms: u64,
+        again: bool,
+    },
+    FanStep,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -94,6 +131,14 @@ fn step() -> impl Strategy<Value = Step> {
         2 => option::of(index()).prop_map(|which| Step::Resolve { which }),
         1 => any::<bool>().prop_map(|early| Step::Untimely { early }),
         1 => (index(), 19_000..21_000u32).prop_map(|(device, day)| Step::Seen { device, day }),
+        2 => (index(), index(), vec(index(), 0..5)).prop_map(|(name, sender, join)| Step::MakeGroup { name, sender, join }),
+        4 => (index(), prop::bool::weighted(0.1), option::weighted(0.3, any::<bool>()), vec(index(), 0..4), vec(index(), 0..3))
+            .prop_map(|(which, stranger, named, leave, join)| Step::ChangeGroup { which, stranger, named, leave, join }),
+        6 => (index(), option::of(index()), index(), prop::bool::weighted(0.2))
+            .prop_map(|(who, sender, topic, ends)| Step::Subscribe { who, sender, topic, ends }),
+        4 => (index(), index(), prop::bool::weighted(0.2), prop_oneof![1 => 1..2000u64, 4 => Just(2_419_200_000u64)], prop::bool::weighted(0.2))
+            .prop_map(|(sender, topic, collapse, remaining_ms, again)| Step::FanOut { sender, topic, collapse, remaining_ms, again }),
+        3 => Just(Step::FanStep),
     ]
 }
 
@@ -203,6 +248,34 @@ impl Player {
                 let first_try_ms = if *early { now_ms + 1500 } else { now_ms - 6000 };
                 self.operation(first_try_ms, Kind::Enqueue(enqueue))
             }
+            Step::MakeGroup { name, sender, join } => {
+                let (name, group_tag) = *name.get(&GROUPS);
+                self.drawn += 1;
+                let change = GroupChange {
+                    group_tag,
+                    sender: pick(&SENDERS, sender),
+                    name: name.into(),
+                    key_bits: self.drawn,
+                    create: true,
+                    token_key_id: 4,
+                    join: join.iter().map(member).collect(),
+                    ..Default::default()
+                };
+                self.operation(now_ms, Kind::GroupChange(change))
+            }
+            Step::ChangeGroup { which, stranger, named, leave, join } => {
+                let of = (!model.groups.ever.is_empty()).then(|| which.get(&model.groups.ever).clone())?;
+                let change = GroupChange {
+                    group_tag: of.tag,
+                    sender: if *stranger { "1003".into() } else { of.sender },
+                    name: named.map_or_else(String::new, |right| if right { of.name } else { "another".into() }),
+                    key_bits: of.bits,
+                    leave: leave.iter().map(|who| member(who).registration_id).collect(),
+                    join: join.iter().map(member).collect(),
+                    ..Default::default()
+                };
+                self.operation(now_ms, Kind::GroupChange(change))
+            }
             Step::Ack { which, by_id } => {
                 let mut acks: BTreeMap<u64, DeviceAck> = BTreeMap::new();
                 for held in which.iter().filter(|_| !model.messages.is_empty()).map(|which| which.get(&model.messages))
@@ -219,11 +292,62 @@ impl Player {
             Step::Expire { rows_max } => {
                 return command(command::Kind::Expire(Expire { upto_ms: now_ms + 100, rows_max: *rows_max }));
             }
+            Step::Subscribe { who, sender, topic, ends } => {
+                let who = (!model.registrations.is_empty()).then(|| who.get(&model.registrations));
+                let device_tag = who.map_or(DEVICES[0], |who| who.device);
+                let registration_id: Bytes = who.map_or_else(|| vec![0; 16], |who| who.id.clone()).into();
+                let sender = sender.as_ref().map_or_else(String::new, |sender| pick(&SENDERS, sender));
+                let topic = pick(&TOPICS, topic);
+                let kind = match ends {
+                    false => Kind::Subscribe(Subscribe { device_tag, registration_id, sender, topic }),
+                    true => Kind::Unsubscribe(Unsubscribe { device_tag, registration_id, sender, topic }),
+                };
+                self.operation(now_ms, kind)
+            }
+            Step::FanOut { sender, topic, collapse, remaining_ms, again } => {
+                let before = self.tried.iter().rev().find(|tried| matches!(tried.kind, Some(Kind::FanOut(_))));
+                if let Some(before) = before.filter(|_| *again) {
+                    before.clone()
+                } else {
+                    let publish = Publish {
+                        sender: pick(&SENDERS, sender),
+                        topics: vec![pick(&TOPICS, topic)],
+                        condition: Bytes::from_static(&[0]),
+                        wire_from: "/topics/t".into(),
+                        collapse_key: if *collapse { "key".into() } else { String::new() },
+                        ttl_secs: 2_419_200,
+                        payload: Bytes::from_static(b"for all"),
+                        ..Default::default()
+                    };
+                    let publish_id = self.draw();
+                    let fan_out = FanOut {
+                        publish_id,
+                        home: 3,
+                        place: sequence((self.drawn, 0)).to_bytes().to_vec().into(),
+                        open_from: Bytes::new(),
+                        remaining_ms: *remaining_ms,
+                        publish: Some(publish),
+                    };
+                    self.operation(0, Kind::FanOut(fan_out))
+                }
+            }
+            Step::FanStep => return command(command::Kind::FanStep(FanStep { limits: Some(LIMITS) })),
             Step::Seen { device, day } => {
                 return command(command::Kind::Seen(Seen { device_tag: *device.get(&DEVICES), day: *day }));
             }
         };
         command(command::Kind::Stamped(Stamped { operation: Some(operation), written_through, limits: Some(LIMITS) }))
+    }
+}
+
+/// One of few registrations: members of several groups, and known there or not.
+fn member(which: &Index) -> GroupMember {
+    let number = *which.get(&[1u8, 2, 3, 4, 5]);
+    GroupMember {
+        device_tag: DEVICES[usize::from(number) % 2],
+        registration_id: vec![number; 16].into(),
+        token_key_id: 1,
+        iid: IIDS[0].into(),
     }
 }
 
@@ -285,10 +409,12 @@ fn compare(model: &mut Model, rows: &MemoryRows, notices: &mut BTreeSet<Vec<u8>>
             let at = (place.index, place.position);
             let held = model.messages.iter_mut().find(|held| held.device == device && held.place == at);
             let held = held.unwrap_or_else(|| panic!("the model holds nothing at {place:?}"));
-            if held.deleted > 0 && held.id.is_empty() {
+            if held.id.is_empty() {
                 held.id = row.message.message_id.to_vec();
-                assert!(notices.insert(held.id.clone()), "a notice has an id that was used");
-                assert_eq!(row.message.wire_from, held.sender);
+                assert!(notices.insert(held.id.clone()), "a notice or a topic's message has an id that was used");
+                let (from, payload) =
+                    if held.deleted > 0 { (&*held.sender, &b""[..]) } else { ("/topics/t", &b"for all"[..]) };
+                assert_eq!((&*row.message.wire_from, &row.message.payload[..]), (from, payload));
             }
             assert_eq!(row.message.message_id, held.id);
             assert_eq!(row.message.total_deleted, held.deleted);
@@ -298,6 +424,11 @@ fn compare(model: &mut Model, rows: &MemoryRows, notices: &mut BTreeSet<Vec<u8>>
             assert_eq!((&row.message.subtype, row.expiry_ms), (&held.subtype, held.expiry));
             found += 1;
         }
+    }
+    let bodies = (Bytes::from_static(&[0x0d]), Bytes::from_static(&[0x0e]));
+    let shared = model.messages.iter().any(|held| held.is_shared);
+    if !shared && !model.fans_out() {
+        assert_eq!(rows.scan(&bodies.0, &bodies.1, 1).unwrap(), [], "a body that nobody holds");
     }
     assert_eq!(found, model.messages.len(), "the shard lost what the model holds: {:?}", model.messages);
     for sender in SENDERS {
@@ -312,6 +443,28 @@ fn compare(model: &mut Model, rows: &MemoryRows, notices: &mut BTreeSet<Vec<u8>>
         assert_eq!(fates, model.fates.get(sender).copied().unwrap_or_default());
         let waiting = model.messages.iter().filter(|held| held.sender == sender && held.deleted == 0).count();
         assert_eq!(row.waiting(), Some(waiting as u64), "the counters balance");
+    }
+}
+
+/// Sees that the shard's groups are the model's, asked for by name and by key.
+fn compare_groups(model: &Model, state: &State, rows: &MemoryRows) {
+    let read = |group_tag, sender: &str, by| {
+        let get = GroupGet { group_tag, sender: sender.into(), by: Some(by) };
+        match state.group(rows, &get).unwrap().kind {
+            Some(Answered::Group(group)) => Some(group),
+            Some(Answered::Refusal(_)) => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    for sender in SENDERS {
+        for (name, tag) in GROUPS {
+            let held = model.groups.live.iter().find(|one| (&*one.sender, &*one.name) == (sender, name));
+            assert_eq!(read(tag, sender, By::Name(name.into())), held.map(|one| one.told(true)));
+        }
+    }
+    for one in &model.groups.ever {
+        let held = model.groups.live.iter().find(|held| (held.tag, held.bits) == (one.tag, one.bits));
+        assert_eq!(read(one.tag, &one.sender, By::KeyBits(one.bits)), held.map(|one| one.told(true)));
     }
 }
 
@@ -340,6 +493,7 @@ proptest! {
             }
             rows.write(&applied.writes);
             compare(&mut model, &rows, &mut notices);
+            compare_groups(&model, &state, &rows);
 
             if *restart {
                 replica = State::load(&listed).unwrap();

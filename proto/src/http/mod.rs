@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | `send` | a message of an app server, and the checks both forms share | gcm-http.md section 3 |
 //! | `send_json`, `send_form` | its two spellings | sections 3 and 5 |
+//! | `group` | making, changing and looking up device groups | section 9 |
 //! | `reply` | what became of the targets, in the protocol's words | sections 4, 5.2, 7.1, 12 |
 //! | `aid_login` | the `Authorization` of a device | device.md section 3 |
 //! | `checkin` | the body of a check-in, gzipped or not | device.md section 2 |
@@ -16,6 +17,8 @@
 pub mod aid_login;
 pub mod checkin;
 pub mod firebase;
+pub mod group;
+pub mod iid;
 pub mod register;
 pub mod reply;
 pub mod send;

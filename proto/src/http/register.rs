@@ -6,9 +6,13 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    limits::{APPLICATION_MAX_BYTES, REGISTRATION_FACT_MAX_BYTES, SENDERS_MAX, SUBTYPE_MAX_BYTES},
+    limits::{
+        APPLICATION_MAX_BYTES, REGISTRATION_FACT_MAX_BYTES, SENDERS_MAX, SUBTYPE_MAX_BYTES, TOKEN_MAX,
+        TOPIC_NAME_MAX_BYTES,
+    },
     message::SenderId,
     token::Iid,
+    topic,
 };
 
 /// What a form asks for.
@@ -34,6 +38,10 @@ pub enum RegisterOp {
         /// Its subtype, or empty.
         subtype: String,
     },
+    /// A token joins a topic; answered by [`token`] with that token.
+    Subscribe(Subscription),
+    /// A token leaves a topic; answered likewise.
+    Unsubscribe(Subscription),
     /// The end of every token of an instance; answered by [`token`] with the application.
     DeleteInstance {
         /// Of the application.
@@ -41,6 +49,17 @@ pub enum RegisterOp {
         /// Which.
         iid: Iid,
     },
+}
+
+/// A token and a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// Application id of the form.
+    pub application: String,
+    /// As it was spelled; not verified.
+    pub token: String,
+    /// Without `/topics/`.
+    pub topic: String,
 }
 
 /// A registration that is asked for.
@@ -82,6 +101,9 @@ pub enum RegisterError {
     /// The device has all the registrations it may have.
     #[error("TOO_MANY_REGISTRATIONS")]
     TooManyRegistrations,
+    /// The registration has all the topics it may have.
+    #[error("TOO_MANY_SUBSCRIBERS")]
+    TooManySubscribers,
     /// Too many requests.
     #[error("QUOTA_EXCEEDED")]
     QuotaExceeded,
@@ -95,12 +117,13 @@ pub enum RegisterError {
 
 impl RegisterError {
     /// Every variant, for tests that walk a table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AuthenticationFailed,
         Self::PhoneRegistrationError,
         Self::InvalidParameters,
         Self::InvalidSender,
         Self::TooManyRegistrations,
+        Self::TooManySubscribers,
         Self::QuotaExceeded,
         Self::ServiceNotAvailable,
         Self::InternalServerError,
@@ -119,7 +142,8 @@ impl RegisterError {
             Self::PhoneRegistrationError
             | Self::InvalidParameters
             | Self::InvalidSender
-            | Self::TooManyRegistrations => {
+            | Self::TooManyRegistrations
+            | Self::TooManySubscribers => {
                 if handset {
                     400
                 } else {
@@ -175,14 +199,20 @@ impl RegisterForm {
         if application.is_empty() {
             return Err(RegisterError::InvalidParameters);
         }
-        let scope = self.bounded("scope", APPLICATION_MAX_BYTES)?;
+        let scope = self.bounded("scope", topic::PREFIX.len() + TOPIC_NAME_MAX_BYTES)?;
         let subtype = self.bounded("subtype", SUBTYPE_MAX_BYTES)?;
         let iid = self.iid()?;
-        if scope.starts_with("/topics/") || !self.field("gcm.topic").is_empty() {
-            // Subscriptions are not built yet.
+        let ends = matches!(self.field("delete"), "1" | "true");
+        if let Some(topic) = self.topic(&scope)? {
+            // Who subscribes is a token, not a sender.
+            let token = self.bounded("sender", TOKEN_MAX)?;
+            let subscription = Subscription { application, token, topic };
+            return Ok(if ends { RegisterOp::Unsubscribe(subscription) } else { RegisterOp::Subscribe(subscription) });
+        }
+        if scope.len() > APPLICATION_MAX_BYTES {
             return Err(RegisterError::InvalidParameters);
         }
-        if matches!(self.field("delete"), "1" | "true") {
+        if ends {
             return self.delete(application, scope, subtype, iid);
         }
         let senders = self.senders()?;
@@ -199,6 +229,20 @@ impl RegisterForm {
             app_version: self.bounded("app_ver", REGISTRATION_FACT_MAX_BYTES)?,
             ttl_secs: self.ttl()?,
         }))
+    }
+
+    /// The name of the topic that the form is about. Clients name it once or twice: then both must be the same.
+    fn topic(&self, scope: &str) -> Result<Option<String>, RegisterError> {
+        let spelled = self.field("gcm.topic");
+        let spelled = match (scope.starts_with(topic::PREFIX), spelled.is_empty()) {
+            (false, true) => return Ok(None),
+            (true, true) => scope,
+            (false, false) => spelled,
+            (true, false) if scope == spelled => scope,
+            (true, false) => return Err(RegisterError::InvalidParameters),
+        };
+        let name = spelled.strip_prefix(topic::PREFIX).filter(|name| topic::is_name(name));
+        name.map(|name| Some(name.to_owned())).ok_or(RegisterError::InvalidParameters)
     }
 
     fn delete(
@@ -313,9 +357,22 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_is_refused_until_topics_are_built() {
-        for topic in ["scope=/topics/x", "X-scope=/topics/x", "X-gcm.topic=/topics/x"] {
-            assert_eq!(operation(&format!("app=a&sender=1&{topic}")), Err(RegisterError::InvalidParameters));
+    fn rg_17_rg_18_core_a_topic_makes_a_subscription_of_a_token_or_its_end() {
+        let (application, token, topic) = ("a".to_owned(), "i:T".to_owned(), "x".to_owned());
+        let subscription = Subscription { application, token, topic };
+        for topic in
+            ["scope=/topics/x", "X-scope=/topics/x", "X-gcm.topic=/topics/x", "scope=/topics/x&X-gcm.topic=/topics/x"]
+        {
+            let form = format!("app=a&sender=i:T&{topic}");
+            assert_eq!(operation(&form), Ok(RegisterOp::Subscribe(subscription.clone())));
+            assert_eq!(operation(&format!("{form}&delete=1")), Ok(RegisterOp::Unsubscribe(subscription.clone())));
+        }
+        for topic in ["scope=/topics/", "scope=/topics/a b", "gcm.topic=x", "scope=/topics/x&X-gcm.topic=/topics/y"] {
+            assert_eq!(
+                operation(&format!("app=a&sender=i:T&{topic}")),
+                Err(RegisterError::InvalidParameters),
+                "{topic}"
+            );
         }
     }
 

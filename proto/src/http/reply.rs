@@ -55,6 +55,14 @@ pub fn word(refusal: Refusal) -> &'static str {
     }
 }
 
+/// The JSON answer for topics: an integer id, or the word for a refusal. `id`: below 2^53. Source: gcm-http.md section 4.2.
+pub fn topics(outcome: Result<u64, Refusal>) -> Vec<u8> {
+    match outcome {
+        Ok(id) => format!("{{\"message_id\":{id}}}").into_bytes(),
+        Err(refusal) => format!("{{\"error\":\"{}\"}}", word(refusal)).into_bytes(),
+    }
+}
+
 #[derive(Serialize)]
 struct Body {
     multicast_id: u64,
@@ -93,6 +101,24 @@ pub fn json(multicast_id: u64, outcomes: &[TargetOutcome]) -> Vec<u8> {
     serde_json::to_vec(&body).expect("numbers and strings always encode")
 }
 
+#[derive(Serialize)]
+struct GroupBody<'a> {
+    success: usize,
+    failure: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failed_registration_ids: Vec<&'a str>,
+}
+
+/// The JSON answer for a device group: each member's token, as far as it can be spelled, and what became of it. Never `multicast_id` nor `results`, by which
+/// clients tell the kinds of answers apart. Source: gcm-http.md section 4.3.
+pub fn group(members: &[(Option<String>, TargetOutcome)]) -> Vec<u8> {
+    let failed = || members.iter().filter(|(_, outcome)| matches!(outcome, TargetOutcome::Refused(_)));
+    let failed_registration_ids = failed().filter_map(|(token, _)| token.as_deref()).collect();
+    let failure = failed().count();
+    let body = GroupBody { success: members.len() - failure, failure, failed_registration_ids };
+    serde_json::to_vec(&body).expect("numbers and strings always encode")
+}
+
 /// The plain-text answer; a refusal that is a status instead (`Unavailable`, `InternalServerError`) is the caller's to tell.
 pub fn plain(outcome: &TargetOutcome) -> String {
     match outcome {
@@ -113,6 +139,16 @@ mod tests {
     use super::*;
 
     const ID: MessageId = MessageId { micros: 1_700_000_000_000_001, random: 0xa1 };
+
+    #[test]
+    fn h149_core_the_answer_for_a_group_counts_members_and_names_those_that_failed() {
+        let accepted =
+            || (Some("t0".to_owned()), TargetOutcome::Accepted { id: Some(ID), canonical: Some("new".to_owned()) });
+        let failed = |token: &str| (Some(token.to_owned()), TargetOutcome::Refused(Refusal::Unavailable));
+        assert_eq!(group(&[accepted(), accepted()]), br#"{"success":2,"failure":0}"#);
+        let partial = br#"{"success":1,"failure":2,"failed_registration_ids":["t1","t2"]}"#;
+        assert_eq!(group(&[failed("t1"), accepted(), failed("t2")]), partial);
+    }
 
     #[test]
     fn h020_h026_h027_h028_core_the_answer_of_the_documents_is_spelled_to_the_byte() {

@@ -8,9 +8,10 @@ use prost::Message as _;
 
 use crate::{
     cluster::queue::{Pair, Payload},
-    limits::{COLLAPSE_KEY_MAX_BYTES, PAYLOAD_MAX_BYTES, TTL_MAX_SECS},
+    limits::{COLLAPSE_KEY_MAX_BYTES, PAYLOAD_MAX_BYTES, TOPIC_PAYLOAD_MAX_BYTES, TTL_MAX_SECS},
     message::Priority,
     refusal::Refusal,
+    topic::Condition,
 };
 
 /// A request that cannot be understood: status 400, with this text as the body.
@@ -33,14 +34,18 @@ pub enum Targets {
     One(String),
     /// `registration_ids`: 1 to 1,000.
     Many(Vec<String>),
+    /// `to` or `notification_key`: the notification key of a device group, not looked at yet.
+    Group(String),
+    /// `to` a topic, or `condition`: whoever subscribes.
+    Topics(Condition),
 }
 
 impl Targets {
-    /// The tokens, in order.
+    /// The tokens, in order; a group stands for one, whatever it is refused for as a whole; none where it is for topics.
     pub fn as_slice(&self) -> &[String] {
         match self {
-            Self::None => &[],
-            Self::One(token) => std::slice::from_ref(token),
+            Self::None | Self::Topics(_) => &[],
+            Self::One(token) | Self::Group(token) => std::slice::from_ref(token),
             Self::Many(tokens) => tokens,
         }
     }
@@ -107,8 +112,10 @@ impl SendRequest {
         }
         let pairs = self.data.iter().chain(&self.notification);
         let bytes: usize = pairs.map(|(key, value)| key.len() + value.len()).sum();
-        let too_big = bytes > PAYLOAD_MAX_BYTES
-            || self.collapse_key.as_ref().is_some_and(|key| key.len() > COLLAPSE_KEY_MAX_BYTES);
+        let bytes_max =
+            if matches!(self.targets, Targets::Topics(_)) { TOPIC_PAYLOAD_MAX_BYTES } else { PAYLOAD_MAX_BYTES };
+        let too_big =
+            bytes > bytes_max || self.collapse_key.as_ref().is_some_and(|key| key.len() > COLLAPSE_KEY_MAX_BYTES);
         too_big.then_some(Refusal::MessageTooBig)
     }
 
@@ -179,6 +186,16 @@ mod tests {
         let mut message = with(&[("k", &"v".repeat(4_000))]);
         message.notification = vec![("title".to_owned(), "t".repeat(91))];
         assert_eq!(message.refusal(), Some(Refusal::MessageTooBig));
+    }
+
+    #[test]
+    fn h064_core_2048_bytes_are_accepted_for_a_topic_and_2049_are_too_big() {
+        let sized = |bytes: usize| SendRequest {
+            targets: Targets::Topics(Condition::topic("x")),
+            ..with(&[("k", &"v".repeat(bytes - 1))])
+        };
+        assert_eq!(sized(2_048).refusal(), None);
+        assert_eq!(sized(2_049).refusal(), Some(Refusal::MessageTooBig));
     }
 
     #[test]

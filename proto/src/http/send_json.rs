@@ -7,8 +7,10 @@ use serde_json::{Map, Value};
 
 use super::send::{BadRequest, SendRequest, Targets, Ttl, named};
 use crate::{
+    group::NotificationKey,
     limits::{JSON_SEPARATORS_MAX, MULTICAST_MAX},
     message::Priority,
+    topic::{self, Condition},
 };
 
 /// Reads a body.
@@ -16,12 +18,7 @@ use crate::{
 /// # Errors
 /// The text of the 400.
 pub fn parse(body: &[u8]) -> Result<SendRequest, BadRequest> {
-    bounded(body)?;
-    let value: Value =
-        serde_json::from_slice(body).map_err(|error| BadRequest::new(format!("JSON_PARSING_ERROR: {error}")))?;
-    let Value::Object(mut fields) = value else {
-        return Err(BadRequest::new(format!("JSON_PARSING_ERROR: the body is {}, not an object", kind(&value))));
-    };
+    let mut fields = object(body)?;
     let data = pairs(&mut fields, "data")?;
     let notification = pairs(&mut fields, "notification")?;
     for passed_on in ["content_available", "mutable_content", "delay_while_idle"] {
@@ -39,6 +36,17 @@ pub fn parse(body: &[u8]) -> Result<SendRequest, BadRequest> {
         data,
         notification,
     })
+}
+
+/// The fields of a body that is a JSON object.
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, BadRequest> {
+    bounded(body)?;
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| BadRequest::new(format!("JSON_PARSING_ERROR: {error}")))?;
+    match value {
+        Value::Object(fields) => Ok(fields),
+        other => Err(BadRequest::new(format!("JSON_PARSING_ERROR: the body is {}, not an object", kind(&other)))),
+    }
 }
 
 /// Refuses a body whose values would cost far more than its bytes.
@@ -72,25 +80,39 @@ fn targets(fields: &Map<String, Value>) -> Result<Targets, BadRequest> {
         [] => Ok(Targets::None),
         ["to"] => to(fields),
         ["registration_ids"] => registration_ids(fields),
-        ["condition"] => Err(BadRequest::new("\"condition\" is not served yet: topics are not built")),
-        ["notification_key"] => Err(BadRequest::new("\"notification_key\" is not served yet: groups are not built")),
+        ["condition"] => {
+            let text = string(fields, "condition")?.unwrap_or_default();
+            Condition::parse(&text).map(Targets::Topics).map_err(|error| BadRequest::new(error.to_string()))
+        }
+        ["notification_key"] => {
+            Ok(string(fields, "notification_key")?.and_then(named).map_or(Targets::None, Targets::Group))
+        }
         _ => Err(BadRequest::new(format!("Must use only one of {}", given.join(", ")))),
     }
 }
 
 fn to(fields: &Map<String, Value>) -> Result<Targets, BadRequest> {
     let to = string(fields, "to")?.unwrap_or_default();
-    if to.starts_with("/topics/") {
-        return Err(BadRequest::new("\"to\" is a topic: topics are not built yet"));
+    if let Some(name) = to.strip_prefix(topic::PREFIX) {
+        return if topic::is_name(name) {
+            Ok(Targets::Topics(Condition::topic(name)))
+        } else {
+            Err(BadRequest::new("\"to\" is no topic: a name is 1 to 900 characters of [a-zA-Z0-9-_.~%]"))
+        };
     }
-    // A group's key: the tail of a token without an instance before it.
-    if to.starts_with("APA91b") && !to.contains(':') {
-        return Err(BadRequest::new("\"to\" is a notification key: groups are not built yet"));
+    if NotificationKey::resembles(&to) {
+        return Ok(Targets::Group(to));
     }
     Ok(named(to).map_or(Targets::None, Targets::One))
 }
 
 fn registration_ids(fields: &Map<String, Value>) -> Result<Targets, BadRequest> {
+    let texts = tokens(fields)?;
+    Ok(if texts.is_empty() { Targets::None } else { Targets::Many(texts) })
+}
+
+/// The entries of `registration_ids`, at most [`MULTICAST_MAX`].
+pub(super) fn tokens(fields: &Map<String, Value>) -> Result<Vec<String>, BadRequest> {
     let Some(Value::Array(entries)) = field(fields, "registration_ids") else {
         // The words that real clients have seen, blank lines included.
         return Err(BadRequest::new("\"registration_ids\" field is not a JSON array\n\n"));
@@ -103,8 +125,7 @@ fn registration_ids(fields: &Map<String, Value>) -> Result<Targets, BadRequest> 
         Value::String(text) => Ok(text.clone()),
         other => Err(BadRequest::new(format!("\"registration_ids\" holds {}, not only strings", kind(other)))),
     });
-    let texts = texts.collect::<Result<Vec<_>, _>>()?;
-    Ok(if texts.is_empty() { Targets::None } else { Targets::Many(texts) })
+    texts.collect()
 }
 
 fn priority(fields: &Map<String, Value>) -> Result<Option<Priority>, BadRequest> {
@@ -141,7 +162,7 @@ fn pairs(fields: &mut Map<String, Value>, name: &str) -> Result<Vec<(String, Str
     Ok(object.into_iter().filter_map(|(key, value)| Some((key, text(value)?))).collect())
 }
 
-fn string(fields: &Map<String, Value>, name: &str) -> Result<Option<String>, BadRequest> {
+pub(super) fn string(fields: &Map<String, Value>, name: &str) -> Result<Option<String>, BadRequest> {
     match field(fields, name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -291,9 +312,25 @@ mod tests {
     }
 
     #[test]
-    fn topics_and_groups_are_refused_in_plain_words() {
-        assert!(bad(r#"{"to":"/topics/x"}"#).contains("topics"));
-        assert!(bad(r#"{"to":"APA91bxyz"}"#).contains("groups"));
+    fn a_notification_key_is_told_from_a_token_in_both_fields_it_may_stand_in() {
+        let group = Targets::Group("APA91bxyz".to_owned());
+        assert_eq!(good(r#"{"to":"APA91bxyz"}"#).targets, group);
+        assert_eq!(good(r#"{"notification_key":"APA91bxyz"}"#).targets, group);
+        assert_eq!(good(r#"{"notification_key":"x"}"#).targets, Targets::Group("x".to_owned()));
+        assert_eq!(good(r#"{"to":"i:APA91bxyz"}"#).targets, Targets::One("i:APA91bxyz".to_owned()));
+        assert_eq!(good(r#"{"registration_ids":["APA91bxyz"]}"#).targets, Targets::Many(vec!["APA91bxyz".to_owned()]));
+        assert_eq!(good(r#"{"notification_key":""}"#).targets, Targets::None);
+        assert!(bad(r#"{"notification_key":["x"]}"#).contains("notification_key"));
+    }
+
+    #[test]
+    fn h122_h125_core_topics_and_conditions_are_told_apart_and_bad_ones_refused_in_plain_words() {
+        assert_eq!(good(r#"{"to":"/topics/x"}"#).targets, Targets::Topics(Condition::topic("x")));
+        let condition = good(r#"{"condition":"'x' in topics || 'y' in topics"}"#);
+        assert!(matches!(condition.targets, Targets::Topics(found) if found.topics() == ["x", "y"]));
+        for body in [r#"{"to":"/topics/"}"#, r#"{"to":"/topics/a b"}"#, r#"{"condition":"x"}"#, r#"{"condition":7}"#] {
+            assert!(bad(body).starts_with('"'), "{body}");
+        }
         assert_eq!(good(r#"{"to":"/topicz/x"}"#).targets, Targets::One("/topicz/x".to_owned()));
     }
 

@@ -7,7 +7,8 @@ use std::{fs, path::Path};
 
 use martlet_proto::{
     cluster::meta::{KeyPurpose, SealedKey},
-    message::{MessageId, Sequence},
+    group::{GroupBits, GroupTag, NotificationKey},
+    message::{MessageId, SenderId, Sequence},
     seal::ClusterSecret,
     shard::{Shard, ShardCount, shard_of},
     tag::{AndroidId, CheckinKey, DeviceTag, TagKey},
@@ -98,22 +99,50 @@ fn a_message_id_is_spelled_as_it_always_was() {
     }
 }
 
+fn reason(vector: &Value) -> TokenError {
+    match text(vector, "reason") {
+        "shape" => TokenError::Shape,
+        "spelling" => TokenError::Spelling,
+        "version" => TokenError::Version,
+        "reserved" => TokenError::Reserved,
+        "key" => TokenError::Key,
+        "mac" => TokenError::Mac,
+        _ => panic!("{vector}"),
+    }
+}
+
 /// All of these were made for key 7 with the secret 00, 01, .. 1f; those that say so with a MAC that fits.
 #[test]
 fn a_token_in_another_spelling_or_from_elsewhere_is_refused_for_this_reason() {
     let key = TokenKey::new(7, std::array::from_fn(|at| at as u8));
     for vector in vectors("token_refused.json") {
-        let reason = match text(&vector, "reason") {
-            "shape" => TokenError::Shape,
-            "spelling" => TokenError::Spelling,
-            "version" => TokenError::Version,
-            "reserved" => TokenError::Reserved,
-            "key" => TokenError::Key,
-            "mac" => TokenError::Mac,
-            _ => panic!("{vector}"),
-        };
         let read = RegistrationToken::parse(text(&vector, "token")).and_then(|token| token.verify(&key));
-        assert_eq!(read, Err(reason), "{vector}");
+        assert_eq!(read, Err(reason(&vector)), "{vector}");
+    }
+}
+
+#[test]
+fn a_group_has_the_tag_and_the_notification_key_it_always_had() {
+    for vector in vectors("notification_key.json") {
+        let sender = SenderId::parse(text(&vector, "sender")).unwrap();
+        let hex = |field| u64::from_str_radix(text(&vector, field), 16).unwrap();
+        let tag = GroupTag::of(&TagKey::new(bytes32(&vector, "tag_key")), &sender, text(&vector, "name"));
+        assert_eq!(tag, GroupTag(hex("tag")), "{vector}");
+        let key = TokenKey::new(number(&vector, "key_id"), secret(&vector));
+        let minted = NotificationKey::mint(&key, tag, GroupBits(hex("bits"))).unwrap();
+        assert_eq!(minted.as_str(), text(&vector, "notification_key"));
+        let read = NotificationKey::parse(minted.as_str()).unwrap().verify(&key);
+        assert_eq!(read, Ok(minted));
+    }
+}
+
+/// As with tokens: made for key 7 with the secret 00, 01, .. 1f.
+#[test]
+fn a_notification_key_in_another_spelling_or_from_elsewhere_is_refused_for_this_reason() {
+    let key = TokenKey::new(7, std::array::from_fn(|at| at as u8));
+    for vector in vectors("notification_key_refused.json") {
+        let read = NotificationKey::parse(text(&vector, "notification_key")).and_then(|read| read.verify(&key));
+        assert_eq!(read, Err(reason(&vector)), "{vector}");
     }
 }
 

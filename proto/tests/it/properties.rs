@@ -1,6 +1,7 @@
 //! What holds for every value: of tokens, that a registration has one spelling; of frames, that cuts in the stream mean nothing.
 
 use martlet_proto::{
+    group::NotificationKey,
     mcs::{
         frame::{Decoder, Frame, FrameError},
         stanza::Stanza,
@@ -30,6 +31,25 @@ fn every_token_with_one_character_changed_is_refused() {
             }
         }
         assert!(accepted(token, &key).is_ok());
+    }
+}
+
+#[test]
+fn every_notification_key_with_one_character_changed_lost_or_doubled_is_refused() {
+    for vector in vectors("notification_key.json") {
+        let key = TokenKey::new(number(&vector, "key_id"), secret(&vector));
+        let accepted = |text: &str| NotificationKey::parse(text).and_then(|read| read.verify(&key));
+        let whole = text(&vector, "notification_key");
+        for at in 0..whole.len() {
+            let (before, here, after) = (&whole[..at], &whole[at..=at], &whole[at + 1..]);
+            for changed in [format!("{before}{after}"), format!("{before}{here}{here}{after}")] {
+                assert!(accepted(&changed).is_err(), "{changed}");
+            }
+            for other in (0..128).map(char::from).filter(|other| here != other.encode_utf8(&mut [0; 4])) {
+                assert!(accepted(&format!("{before}{other}{after}")).is_err(), "{other:?} at {at}");
+            }
+        }
+        assert!(accepted(whole).is_ok());
     }
 }
 

@@ -64,7 +64,7 @@ fn must(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {said}\n.ci/run installs what is missing");
 }
 
-fn npm(library: &str) -> PathBuf {
+pub(crate) fn npm(library: &str) -> PathBuf {
     install(library, |dir| {
         must(Command::new("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(dir))
     })
@@ -78,7 +78,7 @@ pub(crate) fn pip(library: &str) -> PathBuf {
     })
 }
 
-fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
+pub(crate) fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
     let port = |what: &str| broker.address(what).rsplit_once(':').unwrap().1.to_owned();
     let mut command = Command::new("node");
     command
@@ -150,7 +150,7 @@ impl Drop for Script {
 }
 
 /// Sends that a broker has answered, those with this status if one is given.
-fn requests(broker: &Broker, status: &str) -> f64 {
+pub(crate) fn requests(broker: &Broker, status: &str) -> f64 {
     broker.metric(&format!("martlet_gateway_http_requests_total{{endpoint=\"Send\",status=\"{status}"))
 }
 

@@ -31,9 +31,9 @@ use tempfile::TempDir;
 use crate::broker::MARTLET;
 
 /// Patience for a cluster to go on after a loss.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn start(shards: u32) -> (Cluster, TempDir) {
+pub(crate) async fn start(shards: u32) -> (Cluster, TempDir) {
     let dir = TempDir::new().unwrap();
     let layout = Layout {
         martlet: MARTLET.into(),
@@ -58,7 +58,7 @@ async fn status(cluster: &Cluster) -> Vec<NodeStatus> {
 }
 
 /// Index of the node that leads group `group`, if one does.
-async fn leader(cluster: &Cluster, group: u32) -> Option<usize> {
+pub(crate) async fn leader(cluster: &Cluster, group: u32) -> Option<usize> {
     let nodes = status(cluster).await;
     let leads = |node: &&NodeStatus| {
         node.groups.iter().any(|g| g.group == group && g.leader_replica == g.replica_id && g.stopped.is_empty())

@@ -504,16 +504,6 @@ fn h074_a_dry_run_checks_everything_and_delivers_nothing() {
 }
 
 #[test]
-fn topics_conditions_and_group_keys_are_refused_in_plain_words_until_they_are_built() {
-    let away = away();
-    bad_request(&away.send(&json!({ "to": "/topics/news" })));
-    bad_request(&away.send(&json!({ "condition": "'a' in topics" })));
-    bad_request(&away.send(&json!({ "notification_key": "APA91bx" })));
-}
-
-// ------------------------------------------------------------------------------------------- plain text
-
-#[test]
 fn h080_h089_a_plain_text_send_gives_one_line_with_an_end() {
     let away = away();
     let answer = away.send_form("&data.k=v");

@@ -40,6 +40,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::fake_groups::FakeGroups;
+
 pub(crate) const KEY: &str = "key-of-900100";
 pub(crate) const SENDER: &str = "900100";
 const CLUSTER: &[u8] = b"0123456789abcdef";
@@ -64,6 +66,7 @@ pub(crate) struct World {
     pub(crate) leaders: BTreeMap<u32, u64>,
     /// Registration id -> sender, application, what supersedes it.
     pub(crate) registered: BTreeMap<Bytes, (String, String, Option<RegistrationRef>)>,
+    pub(crate) groups: FakeGroups,
     pub(crate) known: BTreeMap<Bytes, Answer>,
     pub(crate) barred: BTreeSet<Bytes>,
     /// Every operation that a leader was asked for, in order.
@@ -72,6 +75,8 @@ pub(crate) struct World {
     pub(crate) submits: Vec<(u64, usize)>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) refuse: Option<Reason>,
+    /// Shards that take nothing.
+    pub(crate) away: BTreeSet<u32>,
     pub(crate) time_needed: u32,
     pub(crate) confirmed: Vec<WatchRequest>,
     /// Cancelled: no node serves the watch any more; everything else goes on.
@@ -133,7 +138,10 @@ impl FakeNode {
             if fault == Some(Fault::BreakBefore) {
                 return Err(Status::unavailable("broken on purpose"));
             }
-            let outcome = if leader != self.id {
+            let outcome = if world.away.contains(&batch.shard) {
+                let reason = Reason::Overloaded.into();
+                batch_reply::Outcome::Refused(Refused { reason, detail: String::new() })
+            } else if leader != self.id {
                 batch_reply::Outcome::Redirect(Redirect { leader_node: leader, term: 3, epoch: 1 })
             } else if let Some(reason) = world.refuse {
                 batch_reply::Outcome::Refused(Refused { reason: reason.into(), detail: String::new() })
@@ -206,7 +214,14 @@ impl World {
                 let count = u32::try_from(before - self.registered.len()).unwrap();
                 Answer { kind: Some(answer::Kind::Unregistered(Unregistered { count })) }
             }
-            operation::Kind::Resolve(_) => unreachable!(),
+            operation::Kind::GroupChange(change) => self.groups.change(change),
+            operation::Kind::GroupGet(get) => return self.groups.get(&get),
+            operation::Kind::Resolve(_)
+            | operation::Kind::Subscribe(_)
+            | operation::Kind::Unsubscribe(_)
+            | operation::Kind::Publish(_)
+            | operation::Kind::FanOut(_)
+            | operation::Kind::TokenInfo(_) => unreachable!("not asked of this cluster"),
         };
         self.known.insert(operation.id, answer.clone());
         answer
@@ -277,6 +292,17 @@ pub(crate) fn tag_of(id: u64) -> DeviceTag {
 pub(crate) fn unregistered(device: u64, key: u32) -> RegistrationToken {
     let mut rng = StdRng::seed_from_u64(device);
     RegistrationToken::draw(&token_key(key), &Iid::invent(&mut rng), tag_of(device), &mut rng)
+}
+
+/// Waits until `holds`, a minute at most.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
 }
 
 impl Cluster {
@@ -377,6 +403,10 @@ impl Cluster {
 
     pub(crate) fn shard(&self, token: &RegistrationToken) -> Shard {
         shard_of(token.device_tag(), ShardCount::new(SHARDS).unwrap())
+    }
+
+    pub(crate) fn shard_of_tag(&self, tag: u64) -> Shard {
+        shard_of(DeviceTag(tag), ShardCount::new(SHARDS).unwrap())
     }
 
     pub(crate) async fn client(&self) -> super::client::Client {

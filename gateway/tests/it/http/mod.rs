@@ -3,5 +3,7 @@
 mod client;
 mod cluster;
 mod enroll;
+mod fake_groups;
+mod groups;
 mod routing;
 mod send;

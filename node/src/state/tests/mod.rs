@@ -8,8 +8,10 @@ mod dedupe;
 mod enqueues;
 mod entries;
 mod expiry;
+mod groups;
 mod overflow;
 mod registrations;
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +41,10 @@ pub(super) const LIMITS: Limits = Limits {
     dedupe_window_ms: 60_000,
     collapse_keys_max: 4,
     device_bytes_max: 0,
+    group_members_max: 20,
+    topics_max: 3,
+    publishes_max: 4,
+    fan_out_max: 1_000,
 };
 
 /// A shard and its rows.

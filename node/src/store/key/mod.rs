@@ -5,14 +5,18 @@
 //! otherwise; their fields, like the tags below, are added and never reused. Who may write which form is decided by the
 //! shard's version ([`shard::ShardRow::version`]).
 
+pub mod body;
 pub mod count;
 pub mod dedupe;
 pub mod device;
 pub mod expiry;
+pub mod group;
 pub mod lapse;
 pub mod mailbox;
+pub mod publish;
 pub mod registration;
 pub mod shard;
+pub mod subscription;
 
 use bytes::Bytes;
 
@@ -36,11 +40,23 @@ pub enum Family {
     Dedupe = 0x07,
     /// [`count`]: fate counters of projects.
     Count = 0x08,
+    /// [`group`]: device groups.
+    Group = 0x0f,
+    /// [`subscription`]: who subscribes to a topic.
+    Subscription = 0x0a,
+    /// [`subscription`]: the same, by device.
+    Subscribed = 0x0b,
+    /// [`publish`]: messages for topics on their way.
+    Publish = 0x0c,
+    /// [`body`]: what the messages of one publish share.
+    Body = 0x0d,
+    /// [`subscription`]: how many topics a registration has.
+    Subscriptions = 0x0e,
 }
 
 impl Family {
     /// All of them, by tag.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::Shard,
         Self::Device,
         Self::Registration,
@@ -49,6 +65,12 @@ impl Family {
         Self::Lapse,
         Self::Dedupe,
         Self::Count,
+        Self::Group,
+        Self::Subscription,
+        Self::Subscribed,
+        Self::Publish,
+        Self::Body,
+        Self::Subscriptions,
     ];
 
     /// The tag.
@@ -114,7 +136,7 @@ mod tests {
     fn every_family_has_a_tag_of_its_own() {
         let tags: std::collections::BTreeSet<u8> = Family::ALL.iter().map(|family| family.tag()).collect();
         assert_eq!(tags.len(), Family::ALL.len());
-        assert_eq!(tags, (0x01..=0x08).collect());
+        assert_eq!(tags, (0x01..=0x08).chain(0x0a..=0x0f).collect());
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct ShardRow {
     /// Operations first tried before this are refused: what was known of them has been dropped. Never falls.
     #[prost(uint64, tag = "4")]
     pub dedupe_floor_ms: u64,
+    /// Publishes at home here that are not known to be in every shard.
+    #[prost(uint32, tag = "5")]
+    pub publishes_open: u32,
 }
 
 /// The key of the row.
@@ -50,8 +53,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(version: u32, incarnation: u32, time_ms: u64, dedupe_floor_ms: u64) {
-            let row = ShardRow { version, incarnation, time_ms, dedupe_floor_ms };
+        fn round_trips(version: u32, incarnation: u32, time_ms: u64, dedupe_floor_ms: u64, publishes_open: u32) {
+            let row = ShardRow { version, incarnation, time_ms, dedupe_floor_ms, publishes_open };
             prop_assert_eq!(decode(encode(&row)), Ok(row));
         }
     }
