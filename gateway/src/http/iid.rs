@@ -6,7 +6,7 @@
 use hyper::{Method, StatusCode, body::Incoming, header::AUTHORIZATION, http::request::Parts};
 use martlet_proto::{
     cluster::queue::{Refusal, answer},
-    http::iid::{self, BAD_TOPIC, BatchError, TokenFacts},
+    http::iid::{self, BAD_TOPIC, BatchError, TokenDetails, TokenFacts},
     limits::BODY_MAX_BYTES,
     message::SenderId,
     refusal, topic,
@@ -107,7 +107,7 @@ async fn info(http: &Http, facts: &Facts, sender: &SenderId, spelled: &str, deta
                 authorized_entity: sender.as_str().to_owned(),
                 application_version: known.app_version,
                 app_signer: known.cert,
-                details: details.then_some((connected, topics)),
+                details: details.then_some(TokenDetails { connected, topics }),
             }))
         }
         Outcome::Answered(answer::Kind::Refusal(refusal)) => match Refusal::try_from(refusal).unwrap_or_default() {

@@ -126,8 +126,17 @@ pub struct TokenFacts {
     pub application_version: String,
     /// Digest of its signing certificate; empty when it did not say.
     pub app_signer: String,
-    /// With `details`: when its device was last here, and each topic with the day it joined; days as `YYYY-MM-DD`.
-    pub details: Option<(Option<String>, Vec<(String, String)>)>,
+    /// Only where `details` were asked for.
+    pub details: Option<TokenDetails>,
+}
+
+/// What `?details=true` adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenDetails {
+    /// Day when its device was last here, as `YYYY-MM-DD`, where that is known.
+    pub connected: Option<String>,
+    /// Each topic and the day it was added, as `YYYY-MM-DD`.
+    pub topics: Vec<(String, String)>,
 }
 
 /// The answer about a token.
@@ -141,7 +150,7 @@ pub fn info(facts: &TokenFacts) -> Vec<u8> {
         "attestStatus": "UNKNOWN",
         "platform": platform(&facts.application),
     });
-    if let Some((connected, topics)) = &facts.details {
+    if let Some(TokenDetails { connected, topics }) = &facts.details {
         if let Some(day) = connected {
             answer["connectDate"] = day.as_str().into();
         }
@@ -202,7 +211,8 @@ mod tests {
         let json = |facts: &TokenFacts| serde_json::from_slice::<serde_json::Value>(&info(facts)).unwrap();
         let answer = json(&facts);
         assert_eq!((answer["platform"].as_str(), answer.get("rel")), (Some("ANDROID"), None));
-        facts.details = Some((None, vec![("x".to_owned(), "2026-11-27".to_owned())]));
+        let topics = vec![("x".to_owned(), "2026-11-27".to_owned())];
+        facts.details = Some(TokenDetails { connected: None, topics });
         assert_eq!(json(&facts)["rel"]["topics"]["x"]["addDate"], "2026-11-27");
         for application in ["org.chromium.linux", "com.chrome.macosx", &"abcdefgh".repeat(4)] {
             assert_eq!(platform(application), "CHROME");
