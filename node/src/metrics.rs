@@ -39,6 +39,7 @@ pub enum AnswerKind {
     Published,
     FannedOut,
     TokenInfo,
+    Recalled,
 }
 
 /// Label of answers.

@@ -268,6 +268,7 @@ fn nature(operation: &Operation) -> Nature {
             | operation::Kind::Subscribe(_)
             | operation::Kind::Unsubscribe(_)
             | operation::Kind::Publish(_)
+            | operation::Kind::Recall(_)
             | operation::Kind::Resolve(_)
             | operation::Kind::GroupChange(_),
         )

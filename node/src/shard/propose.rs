@@ -493,6 +493,7 @@ impl Lead {
                         Some(answer::Kind::Published(_)) => AnswerKind::Published,
                         Some(answer::Kind::FannedOut(_)) => AnswerKind::FannedOut,
                         Some(answer::Kind::TokenInfo(_)) => AnswerKind::TokenInfo,
+                        Some(answer::Kind::Recalled(_)) => AnswerKind::Recalled,
                         Some(answer::Kind::Refusal(_)) | None => AnswerKind::Refused,
                     };
                     self.metrics.answers.get_or_create(&AnswerLabel { kind }).inc();
@@ -539,6 +540,7 @@ fn has_first_try(operation: &Operation) -> bool {
             | operation::Kind::Subscribe(_)
             | operation::Kind::Unsubscribe(_)
             | operation::Kind::Publish(_)
+            | operation::Kind::Recall(_)
             | operation::Kind::Resolve(_)
             | operation::Kind::GroupChange(_),
         )
@@ -559,6 +561,7 @@ fn adds(operation: &Operation, mark: Mark) -> bool {
             | operation::Kind::TokenInfo(_)
             | operation::Kind::Unregister(_)
             | operation::Kind::Unsubscribe(_)
+            | operation::Kind::Recall(_)
             | operation::Kind::Resolve(_)
             | operation::Kind::GroupGet(_),
         )

@@ -61,8 +61,11 @@ pub struct ShardSettings {
     /// Operation ids are known this long: a gateway's request deadline plus 30 s.
     #[serde(with = "humantime_serde")]
     pub dedupe_window: Duration,
-    /// Stored bytes of one device; 0 is without limit.
+    /// Stored bytes of one device; 0 is without limit. Beyond, sends to it are answered `Unavailable`.
     pub device_bytes_max: u64,
+    /// Stored bytes of one project in one shard, bodies of topics' messages apart; 0 is without limit. Beyond, sends are answered
+    /// `Unavailable`. A project whose devices are spread over all shards has as many times this in all.
+    pub project_bytes_max: u64,
     /// Members of one device group, 1 to 1000: a message to it is as many. Source: GCM, 20. A group that has more keeps them.
     pub group_members_max: u32,
     /// Topics of one registration. Source: FCM, 2,000.
@@ -100,6 +103,7 @@ impl Default for ShardSettings {
             registrations_max: 1_000,
             dedupe_window: Duration::from_secs(90),
             device_bytes_max: 0,
+            project_bytes_max: 0,
             group_members_max: GROUP_MEMBERS_MAX,
             topics_max: TOPICS_OF_REGISTRATION_MAX,
             publishes_max: 1_000,
@@ -150,6 +154,7 @@ impl ShardSettings {
             dedupe_window_ms: u64::try_from(self.dedupe_window.as_millis()).unwrap_or(u64::MAX),
             collapse_keys_max: self.collapse_keys_max,
             device_bytes_max: self.device_bytes_max,
+            project_bytes_max: self.project_bytes_max,
             group_members_max: self.group_members_max,
             topics_max: self.topics_max,
             publishes_max: self.publishes_max,

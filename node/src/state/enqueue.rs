@@ -1,7 +1,6 @@
 //! A message comes in: checked, given its place, kept within the limits.
 //!
-//! Owns the order of the checks (registered, sender, package, then room) and what a message becomes in the mailbox. A
-//! collapse key travels with its message and does not collapse yet.
+//! Owns the order of the checks (registered, sender, package, then room) and what a message becomes in the mailbox.
 
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use martlet_proto::{
 };
 
 use super::{
-    StateError,
+    StateError, collapse,
     count::{self, Fate},
     dedupe::OperationId,
     device,
@@ -87,7 +86,7 @@ pub(super) enum Placed {
     Stored,
     /// Into the count of a notice.
     Overflowed,
-    /// Nowhere, and nothing was counted: the device's bytes are used up.
+    /// Nowhere, and nothing was counted: the device's or the project's bytes are used up.
     TooMuch,
 }
 
@@ -111,15 +110,22 @@ pub(super) fn place(
             Ok(Placed::Overflowed)
         }
         Room::Yes => {
-            let bytes = mailbox.iter().map(|brief| brief.bytes).sum::<u64>() + value.len() as u64;
-            if limits.device_bytes_max > 0 && bytes > limits.device_bytes_max {
+            let collapsed = collapse::victims(&row, mailbox, written, limits);
+            let gone = collapsed.iter().map(|brief| brief.bytes).sum::<u64>();
+            let of_device = mailbox.iter().map(|brief| brief.bytes).sum::<u64>();
+            let of_project = count::stored_bytes(draft, &row.sender)?;
+            let is_over = |of: u64, max: u64| max > 0 && of.saturating_sub(gone) + value.len() as u64 > max;
+            if is_over(of_device, limits.device_bytes_max) || is_over(of_project, limits.project_bytes_max) {
                 return Ok(Placed::TooMuch);
+            }
+            for brief in collapsed {
+                mailbox::drop_row(draft, device, brief, Fate::Collapsed)?;
             }
             // Nobody else holds the copy while the new row comes to it.
             drop(alive);
             drop(all);
             count::add(draft, &row.sender, &[Fate::Accepted])?;
-            mailbox::store(draft, device, sequence, row, value);
+            mailbox::store(draft, device, sequence, row, value)?;
             Ok(Placed::Stored)
         }
     }

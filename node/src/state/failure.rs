@@ -52,6 +52,7 @@ pub(super) fn kind(command: Option<&Command>) -> &'static str {
                 Some(operation::Kind::Publish(_)) => "Publish",
                 Some(operation::Kind::FanOut(_)) => "FanOut",
                 Some(operation::Kind::TokenInfo(_)) => "TokenInfo",
+                Some(operation::Kind::Recall(_)) => "Recall",
                 None => "an operation unknown here",
             }
         }

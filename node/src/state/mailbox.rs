@@ -42,11 +42,19 @@ pub fn waiting(
 }
 
 /// Puts a row at the end of the mailbox. `value` is the row as it is stored: one that names a body has neither payload nor `from`.
-pub(super) fn store(draft: &mut Draft<'_>, device: DeviceTag, sequence: Sequence, row: MailboxRow, value: Bytes) {
+pub(super) fn store(
+    draft: &mut Draft<'_>,
+    device: DeviceTag,
+    sequence: Sequence,
+    row: MailboxRow,
+    value: Bytes,
+) -> Result<(), StateError> {
+    count::stored(draft, &row.sender, value.len() as u64)?;
     draft.warm.enqueued(device, sequence, &row, value.len());
     draft.rows.put_fresh(key::mailbox::key(device, sequence), value);
     draft.rows.put_fresh(key::expiry::key(row.expiry_ms, device, sequence), Bytes::new());
     draft.effects.push(Effect::Enqueued { device_tag: device, sequence, row: Arc::new(row) });
+    Ok(())
 }
 
 /// Takes a row out and counts what became of it.
@@ -58,6 +66,7 @@ pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, fa
     if let Some(body) = row.body {
         body::release(draft, body)?;
     }
+    count::freed(draft, &row.kin.sender, row.bytes)?;
     if !row.is_notice() {
         count::add(draft, &row.kin.sender, &[fate])?;
     }

@@ -9,10 +9,11 @@
 //! only after the last of them. A malformed operation is answered so; a row that is not what it should be, a command that
 //! this program does not know, or a panic stops the replica: going on would be guessing.
 //!
-//! Not yet: collapse keys travel in messages but do not collapse; receipts, upstream and recall have no commands.
+//! Not yet: receipts and upstream have no commands.
 
 mod ack;
 mod body;
+mod collapse;
 mod count;
 mod dedupe;
 mod device;
@@ -28,6 +29,7 @@ pub mod memory;
 mod overflow;
 mod overlay;
 pub mod publish;
+mod recall;
 mod registry;
 mod rows;
 mod topic;
@@ -323,6 +325,7 @@ impl State {
             operation::Kind::Subscribe(subscribe) => topic::subscribe(draft, subscribe, limits)?,
             operation::Kind::Unsubscribe(unsubscribe) => topic::unsubscribe(draft, unsubscribe)?,
             operation::Kind::Publish(publish) => publish::publish(draft, sequence, id, publish, limits)?,
+            operation::Kind::Recall(recall) => recall::recall(draft, recall)?,
             // The leader answers a Check, GroupGet or TokenInfo from its state; the others were dealt with above.
             operation::Kind::Check(_)
             | operation::Kind::GroupGet(_)

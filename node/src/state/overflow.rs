@@ -4,7 +4,8 @@
 //! application, subtype and sender, may be 100. The 101st drops them all, itself included, and leaves one notice
 //! `deleted_messages` with their number, from that sender. Later ones are dropped and counted too, until the notice is
 //! written; each time the notice is made anew at the end of the mailbox, under an id of its own, for a device drops what it
-//! has seen by id. Rows with a collapse key are neither counted nor dropped.
+//! has seen by id. Rows with a collapse key are neither counted nor dropped: they have a limit of
+//! their own, in `collapse`.
 //!
 //! Written rows are outside that rule (a client that acks only at its next login is not "full" of what it was sent), and
 //! have a cap of their own: past it the oldest go, for the device has most likely seen them.
@@ -78,7 +79,7 @@ pub(super) fn room(
     let kind: Vec<&Brief> = mailbox
         .iter()
         .copied()
-        .filter(|brief| Some(brief.sequence) > written && !brief.is_collapsible && brief.kin.is_of(row))
+        .filter(|brief| Some(brief.sequence) > written && brief.collapse_key.is_none() && brief.kin.is_of(row))
         .collect();
     let dropped_before = kind.iter().map(|brief| brief.total_deleted).max().unwrap_or(0);
     if dropped_before == 0 && kind.len() < limits.waiting_max as usize {
@@ -90,7 +91,7 @@ pub(super) fn room(
     }
     let notice = notice(row, sequence, draft.now_ms(), dropped_before + messages + 1);
     let value = key::mailbox::encode(&notice);
-    mailbox::store(draft, device, sequence, notice, value);
+    mailbox::store(draft, device, sequence, notice, value)?;
     Ok(Room::Dropped)
 }
 

@@ -36,8 +36,8 @@ pub(super) struct Brief {
     pub(super) bytes: u64,
     /// The body it holds.
     pub(super) body: Option<BodyId>,
-    /// Whether it has a collapse key.
-    pub(super) is_collapsible: bool,
+    /// By which a newer one takes its place.
+    pub(super) collapse_key: Option<Arc<str>>,
     /// Not 0: it is a notice.
     pub(super) total_deleted: u64,
     pub(super) kin: Arc<Kin>,
@@ -63,7 +63,7 @@ impl Brief {
             expiry_ms: row.expiry_ms,
             bytes: bytes as u64,
             body: super::body::of(message),
-            is_collapsible: !message.collapse_key.is_empty(),
+            collapse_key: (!message.collapse_key.is_empty()).then(|| message.collapse_key.as_str().into()),
             total_deleted: message.total_deleted,
             kin: shared.unwrap_or_else(|| {
                 Arc::new(Kin {

@@ -38,6 +38,7 @@ const LIMITS: Limits = Limits {
     dedupe_window_ms: 90_000,
     collapse_keys_max: 4,
     device_bytes_max: 0,
+    project_bytes_max: 0,
     group_members_max: 20,
     topics_max: 3,
     publishes_max: 4,

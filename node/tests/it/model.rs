@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use martlet_proto::cluster::{
     command::{Command, Entry, Expire, Limits, Stamped, command},
     queue::{
-        Accepted, Answer, Enqueue, FannedOut, Operation, Refusal, Register, Registered, RegistrationRef, Resolved,
-        Subscribe, Subscribed, Unregister, Unregistered, Unsubscribe, answer::Kind as Answered, operation::Kind,
-        unregister::What,
+        Accepted, Answer, Enqueue, FannedOut, Operation, Recall, Recalled, Refusal, Register, Registered,
+        RegistrationRef, Resolved, Subscribe, Subscribed, Unregister, Unregistered, Unsubscribe,
+        answer::Kind as Answered, operation::Kind, recall, unregister::What,
     },
 };
 
@@ -18,6 +18,9 @@ use crate::group_model::Groups;
 
 /// Log index and position.
 pub(crate) type Place = (u64, u32);
+
+/// Device and registration.
+pub(crate) type Subscriber = (u64, Vec<u8>);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Registration {
@@ -53,7 +56,7 @@ pub(crate) struct Message {
 pub(crate) struct FanOut {
     form: martlet_proto::cluster::queue::FanOut,
     expiry: u64,
-    cursor: Option<(u64, Vec<u8>)>,
+    cursor: Option<Subscriber>,
     through: bool,
 }
 
@@ -62,8 +65,10 @@ pub(crate) struct Fates {
     pub(crate) accepted: u64,
     pub(crate) delivered: u64,
     pub(crate) expired: u64,
+    pub(crate) collapsed: u64,
     pub(crate) overflow: u64,
     pub(crate) unregistered: u64,
+    pub(crate) recalled: u64,
 }
 
 /// The answers that are right: more than one only for an operation that came too late, which may be known still.
@@ -77,8 +82,8 @@ pub(crate) struct Model {
     pub(crate) fates: BTreeMap<String, Fates>,
     pub(crate) groups: Groups,
     written: BTreeMap<u64, Place>,
-    /// Of sender and topic: device and registration.
-    pub(crate) topics: BTreeMap<(String, String), BTreeSet<(u64, Vec<u8>)>>,
+    /// Of sender and topic.
+    pub(crate) topics: BTreeMap<(String, String), BTreeSet<Subscriber>>,
     /// In the order of their homes and places there.
     pub(crate) fan_outs: BTreeMap<(u32, Vec<u8>), FanOut>,
     /// Next position in the entry.
@@ -189,6 +194,7 @@ impl Model {
             Kind::Enqueue(enqueue) => self.enqueue(place, id, stamped, enqueue, &limits),
             Kind::Register(register) => self.register(register, &limits),
             Kind::Unregister(unregister) => self.unregister(unregister),
+            Kind::Recall(recall) => self.recall(recall),
             Kind::GroupChange(change) => self.groups.change(change, &limits, self.now),
             Kind::Subscribe(Subscribe { device_tag, registration_id, sender, topic }) => {
                 self.subscribe(*device_tag, registration_id, sender, topic, Some(limits.topics_max))
@@ -313,7 +319,55 @@ impl Model {
             message.is_shared = false;
             message.expiry = now + 28 * 86_400_000;
         }
+        if !message.collapse_key.is_empty() {
+            self.collapse(&message, written, limits);
+        }
         self.messages.push(message);
+    }
+
+    /// Takes out what a message with a collapse key comes in place of.
+    fn collapse(&mut self, message: &Message, written: Place, limits: &Limits) {
+        let now = self.now;
+        let same = |held: &Message| {
+            held.device == message.device
+                && held.expiry > now
+                && !held.collapse_key.is_empty()
+                && (&held.sender, &held.application, &held.subtype)
+                    == (&message.sender, &message.application, &message.subtype)
+        };
+        self.take(|held| same(held) && held.collapse_key == message.collapse_key, |fates| &mut fates.collapsed);
+        let waiting = |held: &&Message| same(held) && held.place > written;
+        let keys: BTreeSet<&String> = self.messages.iter().filter(waiting).map(|held| &held.collapse_key).collect();
+        let excess = (keys.len() + 1).saturating_sub(limits.collapse_keys_max as usize);
+        let oldest: Vec<Place> = self.messages.iter().filter(waiting).map(|held| held.place).take(excess).collect();
+        self.take(|held| same(held) && oldest.contains(&held.place), |fates| &mut fates.collapsed);
+    }
+
+    fn recall(&mut self, recall: &Recall) -> Answer {
+        let (device, now) = (recall.device_tag, self.now);
+        let before = self.messages.len();
+        match recall.what.as_ref().unwrap() {
+            recall::What::MessageId(id) => self.take(
+                |held| held.device == device && held.expiry > now && held.deleted == 0 && held.id == *id,
+                |fates| &mut fates.recalled,
+            ),
+            recall::What::CollapseKey(of) => {
+                let Some((_, current)) = self.current(device, &of.registration_id) else {
+                    return refuse(Refusal::NotRegistered);
+                };
+                let id = current.id.clone();
+                self.take(
+                    |held| {
+                        held.device == device
+                            && held.expiry > now
+                            && held.registration == id
+                            && held.collapse_key == of.collapse_key
+                    },
+                    |fates| &mut fates.recalled,
+                );
+            }
+        }
+        answer(Answered::Recalled(Recalled { count: u32::try_from(before - self.messages.len()).unwrap() }))
     }
 
     /// Subscribes, with how many topics it may have, or unsubscribes.
@@ -360,7 +414,7 @@ impl Model {
         let (form, expiry, after) = (one.form.clone(), one.expiry, one.cursor.clone());
         let publish = form.publish.unwrap();
         let topic = self.topics.get(&(publish.sender.clone(), publish.topics[0].clone()));
-        let is_next = |who: &&(u64, Vec<u8>)| expiry > self.now && after.as_ref().is_none_or(|after| *who > after);
+        let is_next = |who: &&Subscriber| expiry > self.now && after.as_ref().is_none_or(|after| *who > after);
         let next: Vec<_> = topic.into_iter().flatten().filter(is_next).take(*left as usize).cloned().collect();
         let is_full = next.len() == *left as usize;
         *left -= u32::try_from(next.len()).unwrap();
@@ -498,7 +552,7 @@ impl Model {
                 );
                 return;
             }
-            let subscribed = |all: &BTreeSet<(u64, Vec<u8>)>| {
+            let subscribed = |all: &BTreeSet<Subscriber>| {
                 all.iter().filter(|(of, id)| *of == device && victims.contains(id)).count()
             };
             let subscriptions: usize = self.topics.values().map(subscribed).sum();

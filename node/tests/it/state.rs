@@ -8,9 +8,9 @@ use martlet_proto::{
     cluster::{
         command::{Acks, Command, DeviceAck, Entry, Expire, FanStep, Limits, Seen, Stamped, command},
         queue::{
-            Enqueue, FanOut, GroupChange, GroupGet, GroupMember, OneToken, Operation, Publish, Register, Resolve,
-            Subscribe, Unregister, Unsubscribe, answer::Kind as Answered, group_get::By, operation::Kind,
-            unregister::What,
+            Enqueue, FanOut, GroupChange, GroupGet, GroupMember, OneToken, Operation, Publish, Recall, RecallKey,
+            Register, Resolve, Subscribe, Unregister, Unsubscribe, answer::Kind as Answered, group_get::By,
+            operation::Kind, recall, unregister::What,
         },
     },
     message::Sequence,
@@ -24,6 +24,7 @@ const DEVICES: [u64; 2] = [3, u64::MAX];
 const SENDERS: [&str; 2] = ["1001", "1002"];
 /// Names of groups and their tags; two have one tag.
 const GROUPS: [(&str, u64); 3] = [("a", 5), ("b", 5), ("c", u64::MAX)];
+const KEYS: [&str; 3] = ["one", "two", "three"];
 const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
 const IIDS: [&str; 3] = ["cAAAAAAAAA1", "cAAAAAAAAA2", "cAAAAAAAAA3AAAAAAAAAAA"];
 
@@ -33,8 +34,9 @@ const LIMITS: Limits = Limits {
     unacked_bytes_max: u64::MAX,
     registrations_max: 3,
     dedupe_window_ms: 5000,
-    collapse_keys_max: 4,
+    collapse_keys_max: 2,
     device_bytes_max: 0,
+    project_bytes_max: 0,
     group_members_max: 3,
     topics_max: 3,
     publishes_max: 4,
@@ -47,7 +49,7 @@ enum Step {
     Send {
         to: Index,
         sender: Index,
-        collapse: bool,
+        collapse: Option<Index>,
         ttl_secs: u32,
         package: bool,
         written: Option<Index>,
@@ -68,6 +70,10 @@ enum Step {
     Ack {
         which: Vec<Index>,
         by_id: bool,
+    },
+    Recall {
+        which: Index,
+        by_key: bool,
     },
     Expire {
         rows_max: u32,
@@ -106,18 +112,18 @@ enum Step {
     FanOut {
         sender: Index,
         topic: Index,
-        collapse: bool,
+        collapse: Option<Index>,
         remaining_ms: u64,
         again: bool,
     },
-    FanStep,
+    GoOn,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<Index>;
     let ttl_secs = prop_oneof![1 => Just(0u32), 3 => 1..5u32, 9 => Just(2_419_200u32)];
     prop_oneof![
-        12 => (index(), index(), prop::bool::weighted(0.2), ttl_secs, prop::bool::weighted(0.1), option::of(index())).prop_map(
+        12 => (index(), index(), option::weighted(0.3, index()), ttl_secs, prop::bool::weighted(0.1), option::of(index())).prop_map(
             |(to, sender, collapse, ttl_secs, package, written)| Step::Send { to, sender, collapse, ttl_secs, package, written }
         ),
         4 => (index(), any::<bool>(), prop::bool::weighted(0.2), index(), 1..4u8, option::of(index()), prop::bool::weighted(0.2))
@@ -126,6 +132,7 @@ fn step() -> impl Strategy<Value = Step> {
             }),
         1 => (index(), 0..4u8).prop_map(|(of, what)| Step::Unregister { of, what }),
         4 => (vec(index(), 1..4), any::<bool>()).prop_map(|(which, by_id)| Step::Ack { which, by_id }),
+        1 => (index(), any::<bool>()).prop_map(|(which, by_key)| Step::Recall { which, by_key }),
         2 => (1..4u32).prop_map(|rows_max| Step::Expire { rows_max }),
         2 => index().prop_map(|which| Step::Repeat { which }),
         2 => option::of(index()).prop_map(|which| Step::Resolve { which }),
@@ -136,9 +143,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, stranger, named, leave, join)| Step::ChangeGroup { which, stranger, named, leave, join }),
         6 => (index(), option::of(index()), index(), prop::bool::weighted(0.2))
             .prop_map(|(who, sender, topic, ends)| Step::Subscribe { who, sender, topic, ends }),
-        4 => (index(), index(), prop::bool::weighted(0.2), prop_oneof![1 => 1..2000u64, 4 => Just(2_419_200_000u64)], prop::bool::weighted(0.2))
+        4 => (index(), index(), option::weighted(0.3, index()), prop_oneof![1 => 1..2000u64, 4 => Just(2_419_200_000u64)], prop::bool::weighted(0.2))
             .prop_map(|(sender, topic, collapse, remaining_ms, again)| Step::FanOut { sender, topic, collapse, remaining_ms, again }),
-        3 => Just(Step::FanStep),
+        3 => Just(Step::GoOn),
     ]
 }
 
@@ -182,7 +189,7 @@ impl Player {
                     registration_id: to.map_or_else(|| vec![0; 16], |to| to.id.clone()).into(),
                     sender: pick(&SENDERS, sender),
                     wire_from: "from".into(),
-                    collapse_key: if *collapse { "key".into() } else { String::new() },
+                    collapse_key: collapse.as_ref().map_or_else(String::new, |key| pick(&KEYS, key)),
                     ttl_secs: *ttl_secs,
                     restricted_package_name: if *package { "app.a".into() } else { String::new() },
                     payload: Bytes::from_static(b"payload"),
@@ -230,6 +237,22 @@ impl Player {
                 let unregister =
                     Unregister { device_tag: form.device_tag, application: form.application, what: Some(what) };
                 self.operation(now_ms, Kind::Unregister(unregister))
+            }
+            Step::Recall { which, by_key } => {
+                let held = (!model.messages.is_empty()).then(|| which.get(&model.messages))?;
+                let what = if *by_key {
+                    let collapse_key =
+                        if held.collapse_key.is_empty() { KEYS[0].into() } else { held.collapse_key.clone() };
+                    recall::What::CollapseKey(RecallKey {
+                        registration_id: held.registration.clone().into(),
+                        collapse_key,
+                    })
+                } else {
+                    // A notice is no message: naming it recalls nothing.
+                    let id = if held.id.is_empty() { vec![0; 16] } else { held.id.clone() };
+                    recall::What::MessageId(id.into())
+                };
+                self.operation(now_ms, Kind::Recall(Recall { device_tag: held.device, what: Some(what) }))
             }
             Step::Repeat { which } => (!self.tried.is_empty()).then(|| which.get(&self.tried).clone())?,
             Step::Resolve { which } => {
@@ -314,7 +337,7 @@ impl Player {
                         topics: vec![pick(&TOPICS, topic)],
                         condition: Bytes::from_static(&[0]),
                         wire_from: "/topics/t".into(),
-                        collapse_key: if *collapse { "key".into() } else { String::new() },
+                        collapse_key: collapse.as_ref().map_or_else(String::new, |key| pick(&KEYS, key)),
                         ttl_secs: 2_419_200,
                         payload: Bytes::from_static(b"for all"),
                         ..Default::default()
@@ -331,7 +354,7 @@ impl Player {
                     self.operation(0, Kind::FanOut(fan_out))
                 }
             }
-            Step::FanStep => return command(command::Kind::FanStep(FanStep { limits: Some(LIMITS) })),
+            Step::GoOn => return command(command::Kind::FanStep(FanStep { limits: Some(LIMITS) })),
             Step::Seen { device, day } => {
                 return command(command::Kind::Seen(Seen { device_tag: *device.get(&DEVICES), day: *day }));
             }
@@ -431,14 +454,19 @@ fn compare(model: &mut Model, rows: &MemoryRows, notices: &mut BTreeSet<Vec<u8>>
         assert_eq!(rows.scan(&bodies.0, &bodies.1, 1).unwrap(), [], "a body that nobody holds");
     }
     assert_eq!(found, model.messages.len(), "the shard lost what the model holds: {:?}", model.messages);
+    let mailboxes = rows.scan(&[0x04], &[0x05], usize::MAX).unwrap();
+    let stored_bytes: u64 = SENDERS.iter().map(|sender| counters(rows, sender).unwrap().stored_bytes).sum();
+    assert_eq!(stored_bytes, mailboxes.iter().map(|(_, value)| value.len() as u64).sum::<u64>());
     for sender in SENDERS {
         let row = counters(rows, sender).unwrap();
         let fates = Fates {
             accepted: row.accepted,
             delivered: row.delivered,
             expired: row.expired,
+            collapsed: row.collapsed,
             overflow: row.overflow,
             unregistered: row.unregistered,
+            recalled: row.recalled,
         };
         assert_eq!(fates, model.fates.get(sender).copied().unwrap_or_default());
         let waiting = model.messages.iter().filter(|held| held.sender == sender && held.deleted == 0).count();

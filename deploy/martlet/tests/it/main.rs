@@ -26,6 +26,7 @@ mod http;
 mod http2;
 mod mcs;
 mod operators;
+mod queue_rules;
 mod quickstart;
 mod revocations;
 mod topics;

@@ -217,6 +217,7 @@ impl World {
             operation::Kind::GroupChange(change) => self.groups.change(change),
             operation::Kind::GroupGet(get) => return self.groups.get(&get),
             operation::Kind::Resolve(_)
+            | operation::Kind::Recall(_)
             | operation::Kind::Subscribe(_)
             | operation::Kind::Unsubscribe(_)
             | operation::Kind::Publish(_)

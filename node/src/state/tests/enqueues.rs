@@ -112,16 +112,6 @@ fn a_device_over_its_stored_bytes_is_refused_and_keeps_what_it_has() {
 
 /// Today's behaviour, until collapse keys collapse: H101 wants the second alone.
 #[test]
-fn two_waiting_messages_of_one_collapse_key_both_wait_for_keys_do_not_collapse_yet() {
-    let mut shard = Shard::new();
-    let app = shard.register(instance(IID, 1));
-    for _ in 0..2 {
-        shard.operation(Kind::Enqueue(Enqueue { collapse_key: "score".into(), ..message(&app) }));
-    }
-    assert_eq!(shard.mailbox().len(), 2);
-}
-
-#[test]
 fn a_message_without_limits_stamped_by_a_leader_is_malformed() {
     let mut shard = Shard::new();
     let app = shard.register(instance(IID, 1));

@@ -4,12 +4,14 @@
 //! every waiting message stands in the expiry index, and what was told to delivery is what happened to the mailboxes.
 
 mod acks;
+mod collapse;
 mod dedupe;
 mod enqueues;
 mod entries;
 mod expiry;
 mod groups;
 mod overflow;
+mod recall;
 mod registrations;
 mod topics;
 
@@ -41,6 +43,7 @@ pub(super) const LIMITS: Limits = Limits {
     dedupe_window_ms: 60_000,
     collapse_keys_max: 4,
     device_bytes_max: 0,
+    project_bytes_max: 0,
     group_members_max: 20,
     topics_max: 3,
     publishes_max: 4,
@@ -90,12 +93,14 @@ impl Shard {
     fn judge(&self) {
         assert_eq!(State::load(&self.rows).unwrap(), self.state, "a restart changes nothing");
         let mut waiting: BTreeMap<String, u64> = BTreeMap::new();
+        let mut stored_bytes: BTreeMap<String, u64> = BTreeMap::new();
         let mut mailboxes: BTreeMap<u64, BTreeSet<Sequence>> = BTreeMap::new();
         let mut due = BTreeSet::new();
         for (key, value) in self.rows.iter() {
             if let Some((device, sequence)) = key::mailbox::decode_key(key) {
                 let row = key::mailbox::decode(key, value.clone()).unwrap();
                 *waiting.entry(row.sender.clone()).or_default() += u64::from(!row.is_notice());
+                *stored_bytes.entry(row.sender.clone()).or_default() += value.len() as u64;
                 mailboxes.entry(device.0).or_default().insert(sequence);
                 assert!(due.insert(key::expiry::key(row.expiry_ms, device, sequence)));
             }
@@ -109,9 +114,11 @@ impl Shard {
             if let Some(sender) = key::count::decode_key(key) {
                 let row = key::count::decode(key, value.clone()).unwrap();
                 assert_eq!(row.waiting(), Some(waiting.remove(sender).unwrap_or(0)), "the counters balance");
+                assert_eq!(row.stored_bytes, stored_bytes.remove(sender).unwrap_or(0), "so do the bytes");
             }
         }
         assert!(waiting.values().all(|left| *left == 0), "messages of nobody: {waiting:?}");
+        assert!(stored_bytes.is_empty(), "bytes of nobody: {stored_bytes:?}");
     }
 
     /// Applies an entry of one command.
@@ -161,6 +168,11 @@ impl Shard {
     /// Sends one message.
     pub(super) fn send(&mut self, to: &RegistrationRef) -> Answer {
         self.operation(Kind::Enqueue(message(to)))
+    }
+
+    /// Sends one message with a collapse key.
+    pub(super) fn send_key(&mut self, to: &RegistrationRef, key: &str) -> Answer {
+        self.operation(Kind::Enqueue(Enqueue { collapse_key: key.into(), ..message(to) }))
     }
 
     /// Sends one message to a device that was written to.

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::{BadRow, Family, body};
 
-/// What became of a project's messages in this shard. Counters only rise.
+/// What became of a project's messages in this shard. Counters of fates only rise.
 ///
 /// accepted = delivered + waiting + expired + collapsed + overflow + unregistered + recalled, after every entry.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -32,13 +32,16 @@ pub struct CountRow {
     /// Taken back by an operator.
     #[prost(uint64, tag = "7")]
     pub recalled: u64,
+    /// Bytes of the project's rows in the mailboxes of this shard, notices included. A body that many rows share is not among them.
+    #[prost(uint64, tag = "8")]
+    pub stored_bytes: u64,
 }
 
 impl CountRow {
     /// Messages that are in a mailbox: what has no other fate yet. Nothing when the row does not balance.
     #[must_use]
     pub fn waiting(&self) -> Option<u64> {
-        let Self { accepted, delivered, expired, collapsed, overflow, unregistered, recalled } = *self;
+        let Self { accepted, delivered, expired, collapsed, overflow, unregistered, recalled, stored_bytes: _ } = *self;
         [delivered, expired, collapsed, overflow, unregistered, recalled]
             .into_iter()
             .try_fold(accepted, u64::checked_sub)
