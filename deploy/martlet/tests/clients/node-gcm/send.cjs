@@ -1,11 +1,11 @@
-// node-gcm sends one message to a token, then one to three, one of them unknown; prints what the library answered.
+// node-gcm sends one message to a token, then one to three with a collapse key, one of them unknown; prints what the library answered.
 'use strict';
 
 const gcm = require('node-gcm');
 
 const [url, key, token] = process.argv.slice(2);
 const sender = new gcm.Sender(key, { uri: url });
-const message = (n) => new gcm.Message({ collapseKey: 'demo', timeToLive: 600, data: { n: String(n) } });
+const message = (n) => new gcm.Message({ collapseKey: n === 2 ? 'demo' : undefined, timeToLive: 600, data: { n: String(n) } });
 
 sender.send(message(1), { registrationTokens: [token] }, (error, one) => {
   if (error) throw new Error(`one: ${error}`);
