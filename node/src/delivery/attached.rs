@@ -293,6 +293,12 @@ impl Attached {
         todo
     }
 
+    /// Through which link the device is attached, and the highest sequence written to it.
+    pub fn attachment(&self, device: DeviceTag) -> Option<(LinkId, Option<Sequence>)> {
+        let attachment = self.devices.get(&device)?;
+        Some((attachment.link, attachment.window.written_through()))
+    }
+
     /// Highest sequence written to the device, if it is attached and was written anything.
     pub fn written_through(&self, device: DeviceTag) -> Option<Sequence> {
         self.devices.get(&device)?.window.written_through()
@@ -692,7 +698,8 @@ mod tests {
             for step in &steps {
                 model.step(step);
             }
-            for _ in 0..=2 * model.last {
+            // Reads that were begun end first, also those for attachments that are gone.
+            for _ in 0..=2 * model.last + model.reads.len() as u64 {
                 for step in [Step::BeginPull, Step::EndPull, Step::Take, Step::Written] {
                     model.step(&step);
                 }
