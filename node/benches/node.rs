@@ -90,7 +90,7 @@ impl Traffic {
         };
         let commands = (0..DEVICES).map(|device| self.stamped(register(device))).collect();
         self.index += 1;
-        (self.index, Entry { shard_time_ms: self.now_ms, commands })
+        (self.index, Entry { shard_time_ms: self.now_ms, commands, term: 0 })
     }
 
     /// The next entry: what was enqueued before is acknowledged, `messages` are enqueued.
@@ -101,6 +101,7 @@ impl Traffic {
             device_tag,
             sequences: vec![sequence.to_bytes().to_vec().into()],
             message_ids: Vec::new(),
+            gateway: 0,
         });
         let mut commands = vec![Command { kind: Some(command::Kind::Acks(Acks { acks: acks.collect() })) }];
         for _ in 0..messages {
@@ -118,7 +119,7 @@ impl Traffic {
             };
             commands.push(self.stamped(Kind::Enqueue(enqueue)));
         }
-        (self.index, Entry { shard_time_ms: self.now_ms, commands })
+        (self.index, Entry { shard_time_ms: self.now_ms, commands, term: 0 })
     }
 }
 

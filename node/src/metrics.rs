@@ -16,7 +16,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::raft::{Sent, snapshot::Way};
+use crate::{
+    raft::{Sent, snapshot::Way},
+    state::End,
+};
 
 /// Label of what belongs to one Raft group: `meta` or the shard's number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +50,38 @@ pub enum AnswerKind {
 pub struct AnswerLabel {
     /// What was answered.
     pub kind: AnswerKind,
+}
+
+/// How a message ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "the names of `state::End`")]
+pub enum FateKind {
+    Delivered,
+    Expired,
+    Collapsed,
+    Overflow,
+    Unregistered,
+    Recalled,
+}
+
+impl From<End> for FateKind {
+    fn from(end: End) -> Self {
+        match end {
+            End::Delivered { .. } => Self::Delivered,
+            End::Expired => Self::Expired,
+            End::Collapsed { .. } => Self::Collapsed,
+            End::Overflow => Self::Overflow,
+            End::Unregistered => Self::Unregistered,
+            End::Recalled => Self::Recalled,
+        }
+    }
+}
+
+/// Label of messages that are over.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FateLabel {
+    /// How they ended.
+    pub fate: FateKind,
 }
 
 /// Why a batch was refused before it was proposed.
@@ -170,6 +205,10 @@ pub struct Metrics {
     pub proposals_unanswered: Gauge,
     /// Answers to operations.
     pub answers: Family<AnswerLabel, Counter>,
+    /// Messages that ended in shards led here, by fate.
+    pub ended: Family<FateLabel, Counter>,
+    /// Stories of messages that were forgotten before their time (`shard.stories_max`).
+    pub stories_cut: Counter,
     /// Batches refused before they were proposed.
     pub refusals: Family<RefusalLabel, Counter>,
     /// Batches refused because something was short; also counted in `refusals`.
@@ -244,6 +283,8 @@ impl Default for Metrics {
             proposals: Counter::default(),
             proposals_unanswered: Gauge::default(),
             answers: Family::default(),
+            ended: Family::default(),
+            stories_cut: Counter::default(),
             refusals: Family::default(),
             overloads: Family::default(),
             apply_waits: Gauge::default(),
@@ -309,6 +350,8 @@ impl Metrics {
             self.proposals_unanswered.clone(),
         );
         r.register("answers", "Answers to operations", self.answers.clone());
+        r.register("messages_ended", "Messages that ended in shards led here, by fate", self.ended.clone());
+        r.register("stories_cut", "Stories of messages forgotten before their time", self.stories_cut.clone());
         r.register("refusals", "Batches refused before they were proposed", self.refusals.clone());
         r.register("overloads", "Batches refused because memory, disk or log was short", self.overloads.clone());
         r.register("apply_waits", "Looks at which a follower's replica waited for memory", self.apply_waits.clone());

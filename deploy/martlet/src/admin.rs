@@ -11,15 +11,17 @@ use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use martlet_proto::{
     cluster::{
         admin::{
-            AddKeyRequest, CreateClusterRequest, CreateProjectRequest, GroupReply, GroupRequest, GroupStatus,
-            ListProjectsRequest, NodeStatus, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusRequest,
-            admin_client::AdminClient,
+            AddKeyRequest, CountsRequest, CreateClusterRequest, CreateProjectRequest, GroupReply, GroupRequest,
+            GroupStatus, ListProjectsRequest, MessageRequest, NodeStatus, RecallRequest, RevokeKeyRequest,
+            SkipEntryReply, SkipEntryRequest, StatusRequest, TokenRequest, TopicRequest, admin_client::AdminClient,
         },
         meta::{Node, Project, Skip, SkipState},
     },
     limits::META_STATE_MAX_BYTES,
 };
 use tonic::{Code, transport::Channel};
+
+use crate::story;
 
 /// Patience for one node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -57,6 +59,38 @@ enum What {
     /// Shards: queues of devices, each replicated.
     #[command(subcommand)]
     Shard(ShardCommand),
+    /// Registration tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// What became of one message: accepted where and when, whether it waits, through which gateway it was written or acked, or why it
+    /// is gone. Ends are remembered for `shard.stories_for`, of each shard the last `shard.stories_max`.
+    Message {
+        /// As the app server was told: `0:1700000000000000%0123456789abcdef`.
+        message_id: String,
+        /// The token that it was sent to: then one mailbox is looked through and not all.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        token: String,
+    },
+    /// Takes messages back that no device has acked: one by its id, or what waits for a token under a collapse key. One that was
+    /// written may have been shown already; it does not come again.
+    Recall {
+        /// As the app server was told.
+        #[arg(required_unless_present = "collapse_key", conflicts_with = "collapse_key")]
+        message_id: Option<String>,
+        /// The token that it was sent to; of one message it saves looking through all mailboxes.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        token: String,
+        /// Recalls what waits for `--token` under this key.
+        #[arg(long, requires = "token")]
+        collapse_key: Option<String>,
+    },
+    /// One topic: how many subscribe, shard by shard, and messages to it that are on their way.
+    Topic {
+        /// Sender id of the project.
+        sender_id: String,
+        /// Name, with or without `/topics/`.
+        name: String,
+    },
     /// One device group: when it was made and who is in it. Its key and tokens are shown as the hashes by which logs name them.
     Group {
         /// Sender id of the project.
@@ -108,6 +142,23 @@ enum ProjectCommand {
     Show {
         /// Sender id.
         sender_id: String,
+    },
+    /// What became of a project's messages, from the counters of all shards: accepted is the sum of the others.
+    Counts {
+        /// Sender id.
+        sender_id: String,
+        /// One line for each shard.
+        #[arg(long)]
+        shards: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// What a token is, whether it lives, what waits for it and since when, and what its last 50 messages became.
+    Inspect {
+        /// The registration token.
+        token: String,
     },
 }
 
@@ -233,6 +284,35 @@ pub(crate) async fn run(args: AdminArgs) -> Result<()> {
         What::Shard(ShardCommand::Skips) => {
             let reply = client.status(StatusRequest { cluster_wide: false }).await.map_err(said)?.into_inner();
             print(&skips(&reply.meta.context("the node answered without the meta state")?.skips));
+        }
+        What::Project(ProjectCommand::Counts { sender_id, shards }) => {
+            let request = CountsRequest { sender_id: sender_id.clone(), here: false };
+            let reply = client.counts(request).await.map_err(said)?.into_inner();
+            print(&story::counts(&sender_id, &reply, shards));
+        }
+        What::Token(TokenCommand::Inspect { token }) => {
+            let reply = client.token(TokenRequest { token, here: false }).await.map_err(said)?.into_inner();
+            print(&story::token(&reply));
+        }
+        What::Message { message_id, token } => {
+            let request = MessageRequest { message_id: message_id.clone(), token, here: false };
+            let reply = client.message(request).await.map_err(said)?.into_inner();
+            let nobody = || story::nobody_knows(&message_id, &reply.silent_nodes);
+            print(&story::message(reply.story.as_ref().with_context(nobody)?));
+        }
+        What::Recall { message_id, token, collapse_key } => {
+            let request = RecallRequest {
+                message_id: message_id.unwrap_or_default(),
+                token,
+                collapse_key: collapse_key.unwrap_or_default(),
+            };
+            let reply = client.recall(request).await.map_err(said)?.into_inner();
+            print(&story::recalled(&reply));
+        }
+        What::Topic { sender_id, name } => {
+            let request = TopicRequest { sender_id, name: name.clone(), here: false };
+            let reply = client.topic(request).await.map_err(said)?.into_inner();
+            print(&story::topic(&name, &reply));
         }
         What::Group { sender_id, name } => {
             let request = GroupRequest { sender_id: sender_id.clone(), name: name.clone(), here: false };
@@ -446,7 +526,7 @@ fn group(sender_id: &str, name: &str, reply: &GroupReply) -> String {
     )
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_header(header.iter().copied());
     table

@@ -13,6 +13,7 @@ mod private_file;
 mod serve;
 mod shutdown;
 mod standalone;
+mod story;
 mod telemetry;
 
 use std::{path::PathBuf, process::ExitCode};

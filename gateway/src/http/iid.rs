@@ -3,6 +3,8 @@
 //! Owns the paths below `/iid` and the statuses. The invariant: every error but a wrong key is JSON with `error`: clients read it whatever
 //! the status.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use hyper::{Method, StatusCode, body::Incoming, header::AUTHORIZATION, http::request::Parts};
 use martlet_proto::{
     cluster::queue::{Refusal, answer},
@@ -148,18 +150,13 @@ fn decoded(token: &str) -> String {
 /// Milliseconds of a day.
 const DAY_MS: u64 = 86_400_000;
 
-/// The day of a time since 1970, as `YYYY-MM-DD`. Years go from March, so that a leap day is a year's last (the civil calendar as
-/// Howard Hinnant's `civil_from_days` reckons it).
+/// The last millisecond of the year 9999, beyond which a date has another form.
+const LATEST_MS: u64 = 253_402_300_799_999;
+
+/// The day of a time since 1970, as `YYYY-MM-DD`.
 fn day(millis: u64) -> String {
-    let days = millis / DAY_MS + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
+    let at = UNIX_EPOCH + Duration::from_millis(millis.min(LATEST_MS));
+    humantime::format_rfc3339_seconds(at).to_string().chars().take(10).collect()
 }
 
 #[cfg(test)]
@@ -201,5 +198,6 @@ mod tests {
         {
             assert_eq!(day(days * DAY_MS + 5), text);
         }
+        assert_eq!(day(u64::MAX), "9999-12-31");
     }
 }

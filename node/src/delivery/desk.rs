@@ -134,6 +134,12 @@ impl Desk {
         devices.map(|device| counted.attached.written_through(device)).collect()
     }
 
+    /// Through which gateway the device is attached ([`Link::gateway`]), and the highest sequence written to it.
+    pub fn attachment(&self, device: DeviceTag) -> Option<(u32, Option<Sequence>)> {
+        let (link, written) = self.lock().attached.attachment(device)?;
+        Some((self.links.get(link).map_or(0, |link| link.gateway()), written))
+    }
+
     /// The next delivery for a link. `leads` is asked at this moment for the term that the lease covers; none: nothing goes out.
     pub fn take(
         &self,

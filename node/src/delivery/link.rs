@@ -49,6 +49,7 @@ struct Open {
 #[derive(Debug)]
 pub struct Link {
     id: LinkId,
+    gateway: u32,
     replies_max: usize,
     state: Mutex<State>,
     /// The control stream has something to send.
@@ -72,6 +73,11 @@ struct State {
     under_way: u64,
     /// Attaches under way; `true`: let go of before they were done.
     attaching: BTreeMap<u64, bool>,
+}
+
+/// A gateway in the stories of messages: the beginning of its id.
+pub fn gateway(id: &[u8]) -> u32 {
+    id.first_chunk().map_or(0, |first| u32::from_be_bytes(*first))
 }
 
 impl Links {
@@ -121,6 +127,7 @@ impl Open {
         self.last += 1;
         let link = Arc::new(Link {
             id: LinkId(self.last),
+            gateway: gateway(&name.0),
             replies_max,
             state: Mutex::default(),
             control: Notify::new(),
@@ -139,6 +146,11 @@ impl Link {
     /// Its number.
     pub fn id(&self) -> LinkId {
         self.id
+    }
+
+    /// Whose it is, as [`gateway`] says.
+    pub fn gateway(&self) -> u32 {
+        self.gateway
     }
 
     /// Fires when the pair is closed.

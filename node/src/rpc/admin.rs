@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use futures::future::join_all;
 use martlet_proto::cluster::{
     admin::{
-        AddKeyReply, AddKeyRequest, CreateClusterReply, CreateClusterRequest, CreateProjectReply, CreateProjectRequest,
-        GatewayStatus, GroupReply, GroupRequest, ListProjectsReply, ListProjectsRequest, NodeStatus, PrepareReply,
-        PrepareRequest, RevokeKeyReply, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest,
-        admin_server::Admin,
+        AddKeyReply, AddKeyRequest, CountsReply, CountsRequest, CreateClusterReply, CreateClusterRequest,
+        CreateProjectReply, CreateProjectRequest, GatewayStatus, GroupReply, GroupRequest, ListProjectsReply,
+        ListProjectsRequest, MessageReply, MessageRequest, NodeStatus, PrepareReply, PrepareRequest, RecallReply,
+        RecallRequest, RevokeKeyReply, RevokeKeyRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest,
+        TokenReply, TokenRequest, TopicReply, TopicRequest, admin_server::Admin,
     },
     meta::{AddKey, CreateProject, MetaState, Node, Project, RevokeKey, Skip, SkipState, meta_answer, meta_command},
 };
@@ -285,6 +286,26 @@ impl Admin for AdminService {
 
     async fn group(&self, request: Request<GroupRequest>) -> Result<Response<GroupReply>, Status> {
         Ok(Response::new(self.read_group(request.into_inner()).await?))
+    }
+
+    async fn message(&self, request: Request<MessageRequest>) -> Result<Response<MessageReply>, Status> {
+        Ok(Response::new(self.read_message(request.into_inner()).await?))
+    }
+
+    async fn token(&self, request: Request<TokenRequest>) -> Result<Response<TokenReply>, Status> {
+        Ok(Response::new(self.read_token(request.into_inner()).await?))
+    }
+
+    async fn recall(&self, request: Request<RecallRequest>) -> Result<Response<RecallReply>, Status> {
+        Ok(Response::new(self.take_back(request.into_inner()).await?))
+    }
+
+    async fn topic(&self, request: Request<TopicRequest>) -> Result<Response<TopicReply>, Status> {
+        Ok(Response::new(self.read_topic(request.into_inner()).await?))
+    }
+
+    async fn counts(&self, request: Request<CountsRequest>) -> Result<Response<CountsReply>, Status> {
+        Ok(Response::new(self.read_counts(request.into_inner()).await?))
     }
 }
 

@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 use super::admin::AdminService;
 
 /// Longest another node is waited for.
-const ASK_MAX: Duration = Duration::from_secs(2);
+pub(super) const ASK_MAX: Duration = Duration::from_secs(2);
 
 impl AdminService {
     /// Reads a group here or where its shard is led.
@@ -87,7 +87,7 @@ impl AdminService {
         Ok(fingerprint(token.as_str()))
     }
 
-    fn token_key(&self, state: &MetaState, id: u32) -> Result<TokenKey, Status> {
+    pub(super) fn token_key(&self, state: &MetaState, id: u32) -> Result<TokenKey, Status> {
         Ok(TokenKey::new(id, self.key(state, KeyPurpose::Token, Some(id))?))
     }
 
@@ -100,7 +100,7 @@ impl AdminService {
     }
 }
 
-fn nodes_of(state: &MetaState, shard: Shard) -> impl Iterator<Item = &Node> {
+pub(super) fn nodes_of(state: &MetaState, shard: Shard) -> impl Iterator<Item = &Node> {
     let replicas = state.shards.iter().filter(move |map| map.shard == u32::from(shard.0)).flat_map(|map| &map.replicas);
     replicas.filter_map(|replica| state.nodes.iter().find(|node| node.node_id == replica.node_id))
 }

@@ -159,7 +159,7 @@ impl Shards {
         })
     }
 
-    async fn submit_here(&self, batches: Vec<Batch>) -> Vec<BatchReply> {
+    pub(super) async fn submit_here(&self, batches: Vec<Batch>) -> Vec<BatchReply> {
         let replies = Arc::new(Replies::new(batches.len()));
         for batch in batches {
             replies.expect();

@@ -4,6 +4,7 @@
 //! to delivery, then its answers back to whoever proposed it. The invariant: nobody reads between an entry's state and its rows.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Instant,
@@ -22,12 +23,13 @@ use martlet_proto::{
 };
 use prost::Message as _;
 
-use super::time::ShardTime;
+use super::{stories::Stories, time::ShardTime};
 use crate::{
     clock::Clock,
     delivery::{desk::Desk, window::Waiting},
+    metrics::{FateKind, FateLabel, Metrics},
     raft::{Fault, GroupTime, Index, Machine, MachineError, Reply, snapshot::Staged},
-    state::{ApplyError, Effect, MailboxRow, Rows, State, StateError, Write, waiting},
+    state::{ApplyError, Effect, Ended, MailboxRow, Rows, State, StateError, Write, waiting},
     store::{
         Mark, ShardStore,
         key::{self, publish::HomeRow},
@@ -68,7 +70,9 @@ pub struct Replica {
     state: RwLock<State>,
     rows: Arc<dyn Kept>,
     time: Mutex<ShardTime>,
+    stories: Mutex<Stories>,
     desk: Desk,
+    metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
 }
 
@@ -85,12 +89,15 @@ impl Replica {
         shard: Shard,
         rows: Arc<dyn Kept>,
         desk: Desk,
+        stories: Stories,
+        metrics: Arc<Metrics>,
         clock: Arc<dyn Clock>,
         version_known: u32,
     ) -> Result<Self, StateError> {
         let state = State::load_knowing(&Seen(&*rows), version_known)?;
         let time = Mutex::new(ShardTime::restarted(state.time_ms(), clock.now()));
-        Ok(Replica { shard, state: RwLock::new(state), rows, time, desk, clock })
+        let stories = Mutex::new(stories);
+        Ok(Replica { shard, state: RwLock::new(state), rows, time, stories, desk, metrics, clock })
     }
 
     /// The machine that applies to it; one of each.
@@ -232,12 +239,46 @@ impl Replica {
         Ok(())
     }
 
+    /// Remembers what an entry ended, and counts it where it is led.
+    fn tell(&self, ended: Vec<Ended>, time_ms: u64) {
+        if ended.is_empty() {
+            return;
+        }
+        if self.desk.term().is_some() {
+            let mut fates: BTreeMap<FateKind, u64> = BTreeMap::new();
+            for one in &ended {
+                *fates.entry(one.end.into()).or_default() += 1;
+            }
+            for (fate, count) in fates {
+                self.metrics.ended.get_or_create(&FateLabel { fate }).inc_by(count);
+            }
+        }
+        let cut = self.stories().applied(ended, time_ms);
+        self.metrics.stories_cut.inc_by(cut as u64);
+    }
+
+    /// Reads rows, with no entry half in them.
+    pub(super) fn with_rows<T>(&self, read: impl FnOnce(&dyn Rows) -> T) -> T {
+        let _state = self.state();
+        read(&Seen(&*self.rows))
+    }
+
+    /// Shard time of what is applied, milliseconds since 1970.
+    pub fn applied_ms(&self) -> u64 {
+        self.state().time_ms()
+    }
+
+    /// How messages ended.
+    pub(super) fn stories(&self) -> MutexGuard<'_, Stories> {
+        self.stories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn apply(&self, at: Index, mark: Bytes, entry: &Entry) -> Result<Reply, MachineError> {
-        let (applied, time_ms) = {
+        let (mut applied, time_ms) = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let mut applied =
                 state.apply(&Seen(&*self.rows), at.index, entry).map_err(|error| not_applied(at, &error))?;
@@ -248,6 +289,7 @@ impl Replica {
         };
         let now: Instant = self.clock.now();
         self.time().applied(time_ms, now);
+        self.tell(std::mem::take(&mut applied.ended), time_ms);
         self.desk.applied(applied.effects.iter().map(|effect| match effect {
             Effect::Enqueued { device_tag, sequence, row } => Change::Enqueued(*device_tag, *sequence, row),
             Effect::Removed { device_tag, sequence } => Change::Removed(*device_tag, *sequence),
@@ -343,10 +385,11 @@ impl Machine for ShardMachine {
     fn apply(&mut self, at: Index, mark: Bytes, payload: &Bytes) -> Result<Reply, MachineError> {
         // Its fields are slices of the payload. The state copies what it keeps, delivery what is for an attached device: the other
         // replicas copy no message but into its row.
-        let entry = Entry::decode(payload.clone()).map_err(|error| {
+        let mut entry = Entry::decode(payload.clone()).map_err(|error| {
             let operation = "the entry as a whole".to_owned();
             MachineError { at, what: error.to_string(), fault: Fault::Entry { operation } }
         })?;
+        entry.term = at.term;
         self.0.apply(at, mark, &entry)
     }
 

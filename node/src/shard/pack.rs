@@ -396,7 +396,8 @@ mod tests {
         use prost::Message;
 
         // As many acks as fit: one sequence each.
-        let ack = DeviceAck { device_tag: u64::MAX, sequences: vec![vec![0xff; 16].into()], message_ids: vec![] };
+        let ack =
+            DeviceAck { device_tag: u64::MAX, sequences: vec![vec![0xff; 16].into()], message_ids: vec![], gateway: 0 };
         let acks = vec![ack.clone(); ACKS_BYTES_MAX / ack.encoded_len()];
         let enqueue = Enqueue { payload: vec![7; BATCH_BYTES_MAX / BATCH_OPERATIONS_MAX].into(), ..Enqueue::default() };
         let stamped = Stamped {
@@ -410,7 +411,7 @@ mod tests {
         };
         let mut commands = vec![Command { kind: Some(Kind::Acks(Acks { acks })) }];
         commands.extend(vec![Command { kind: Some(Kind::Stamped(stamped)) }; BATCH_OPERATIONS_MAX]);
-        let entry = Entry { shard_time_ms: u64::MAX, commands };
+        let entry = Entry { shard_time_ms: u64::MAX, commands, term: 0 };
         assert!(entry.encoded_len() + 16 < crate::log::LogConfig::new("").drain_bytes, "{} bytes", entry.encoded_len());
     }
 

@@ -360,7 +360,7 @@ impl Lead {
             landing.push((pending, commands.len()));
             self.stamp(operations, &mut commands);
         }
-        let entry = Entry { shard_time_ms: now_ms, commands };
+        let entry = Entry { shard_time_ms: now_ms, commands, term: 0 };
         self.metrics.proposals.inc();
         let unanswered = (!landing.is_empty()).then(|| Unanswered::new(&self.metrics.proposals_unanswered));
         let (proposal, given_up) = (self.group.propose(entry.encode_to_vec().into()), self.outcomes_given_up.clone());

@@ -73,6 +73,11 @@ pub struct ShardSettings {
     /// Messages to topics of one home shard that not every shard has yet; beyond, they are refused as `TopicsMessageRateExceeded`.
     /// Source: FCM, 1,000 fan-outs at once.
     pub publishes_max: u32,
+    /// Messages of one shard whose end is remembered for operators, in memory on each replica, 112 bytes each; the oldest go first.
+    pub stories_max: usize,
+    /// How long it is remembered.
+    #[serde(with = "humantime_serde")]
+    pub stories_for: Duration,
     /// Subscribers that one entry of a fan-out looks at, 5 to 1000: more makes fewer entries, each of which others wait for longer.
     pub fan_out_max: u32,
 }
@@ -107,6 +112,8 @@ impl Default for ShardSettings {
             group_members_max: GROUP_MEMBERS_MAX,
             topics_max: TOPICS_OF_REGISTRATION_MAX,
             publishes_max: 1_000,
+            stories_max: 2_048,
+            stories_for: Duration::from_secs(3_600),
             fan_out_max: 1_000,
         }
     }

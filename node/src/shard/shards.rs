@@ -31,6 +31,7 @@ use super::{
     replies::Replies,
     settings::ShardSettings,
     sight::Arrivals,
+    stories::Stories,
 };
 use crate::{
     clock::Clock,
@@ -127,7 +128,9 @@ impl Shards {
             now_or_never_max: self.settings.now_or_never_max,
         };
         let desk = Desk::new(shard, bounds, Arc::clone(&self.links), self.config.metrics.attached.clone());
-        Replica::load(shard, rows, desk, Arc::clone(&self.config.clock), self.config.state_version).map(Arc::new)
+        let stories = Stories::new(self.settings.stories_max, self.settings.stories_for);
+        let (metrics, clock) = (Arc::clone(&self.config.metrics), Arc::clone(&self.config.clock));
+        Replica::load(shard, rows, desk, stories, metrics, clock, self.config.state_version).map(Arc::new)
     }
 
     /// Serves a shard whose group runs. Must be called within a tokio runtime.
@@ -264,7 +267,10 @@ impl Shards {
     pub fn ack(&self, link: &Arc<Link>, ack: Ack) {
         let Ack { ack, shard, device_tag, sequences, message_ids } = ack;
         match self.lead(shard) {
-            Some(lead) => lead.ack(Arc::clone(link), ack, DeviceAck { device_tag, sequences, message_ids }),
+            Some(lead) => {
+                let device = DeviceAck { device_tag, sequences, message_ids, gateway: link.gateway() };
+                lead.ack(Arc::clone(link), ack, device);
+            }
             None => link.reply(control_reply::Kind::AckRefused(AckRefused { ack, redirect: Some(nowhere(0)) })),
         }
     }
@@ -328,6 +334,16 @@ impl Shards {
     pub fn group(&self, shard: Shard, get: &GroupGet) -> Result<Answer, String> {
         let lead = self.lead(u32::from(shard.0)).ok_or_else(|| format!("shard {shard} has no replica here"))?;
         lead.group(get)
+    }
+
+    /// The replica of a shard here.
+    pub fn replica(&self, shard: Shard) -> Option<Arc<Replica>> {
+        self.lead(u32::from(shard.0)).map(|lead| Arc::clone(&lead.replica))
+    }
+
+    /// All replicas here.
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.read().values().map(|open| Arc::clone(&open.lead.replica)).collect()
     }
 
     /// The highest state version that this node applies.

@@ -11,7 +11,7 @@ use martlet_proto::{
     tag::DeviceTag,
 };
 
-use super::{StateError, count::Fate, draft::Draft, mailbox};
+use super::{StateError, draft::Draft, mailbox, story::End};
 
 /// Takes acked rows out; counted delivered, also when their time to live has just ended: the device has them.
 pub(super) fn acks(draft: &mut Draft<'_>, acks: &Acks) -> Result<(), StateError> {
@@ -20,9 +20,10 @@ pub(super) fn acks(draft: &mut Draft<'_>, acks: &Acks) -> Result<(), StateError>
 
 fn device_ack(draft: &mut Draft<'_>, ack: &DeviceAck) -> Result<(), StateError> {
     let device = DeviceTag(ack.device_tag);
+    let end = End::Delivered { gateway: ack.gateway };
     for sequence in ack.sequences.iter().filter_map(|bytes| Sequence::from_bytes(bytes)) {
         if let Some(brief) = draft.warm.brief(&draft.rows, device, sequence)? {
-            mailbox::drop_row(draft, device, &brief, Fate::Delivered)?;
+            mailbox::drop_row(draft, device, &brief, end)?;
         }
     }
     if ack.message_ids.is_empty() {
@@ -31,7 +32,7 @@ fn device_ack(draft: &mut Draft<'_>, ack: &DeviceAck) -> Result<(), StateError> 
     let named: BTreeSet<MessageId> = ack.message_ids.iter().filter_map(|id| MessageId::from_bytes(id)).collect();
     for brief in draft.warm.mailbox(&draft.rows, device)?.iter() {
         if named.contains(&brief.message_id) {
-            mailbox::drop_row(draft, device, brief, Fate::Delivered)?;
+            mailbox::drop_row(draft, device, brief, end)?;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use super::{
     fan_out::FanOutRoom,
     overlay::Overlay,
     rows::Rows,
+    story::Ended,
     warm::{Warm, Warming},
 };
 use crate::store::key::shard::ShardRow;
@@ -30,6 +31,10 @@ pub(super) struct Draft<'a> {
     pub(super) counts: BTreeMap<String, CountRow>,
     /// What whoever delivers is to know, in order.
     pub(super) effects: Vec<Effect>,
+    /// Messages that ended, in order.
+    pub(super) ended: Vec<Ended>,
+    /// Term of the entry.
+    pub(super) term: u64,
     /// Operations answered in this entry.
     pub(super) answered: dedupe::Fresh,
     /// The shard's own row; `time_ms` is the time of this entry.
@@ -42,12 +47,14 @@ pub(super) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// Nothing done yet, over `rows`.
-    pub(super) fn new(rows: &'a dyn Rows, warm: &'a Warm, shard: ShardRow) -> Self {
+    pub(super) fn new(rows: &'a dyn Rows, warm: &'a Warm, shard: ShardRow, term: u64) -> Self {
         Self {
             rows: Overlay::over(rows),
             warm: Warming::over(warm),
             counts: BTreeMap::new(),
             effects: Vec::new(),
+            ended: Vec::new(),
+            term,
             answered: dedupe::Fresh::default(),
             shard,
             fan_out: FanOutRoom::default(),

@@ -26,6 +26,7 @@ use super::{
     overflow::{self, Room},
     registry::{self, Addressee, Registration},
     rows::Rows,
+    story::{End, Ended},
     warm::Brief,
 };
 use crate::store::key;
@@ -68,10 +69,12 @@ pub(super) fn enqueue(
     if enqueue.ttl_secs == 0 {
         // Now or never; the leader does not log these. One that came here all the same finds nobody.
         count::add(draft, sender, &[Fate::Accepted, Fate::Expired])?;
+        let row = row(enqueue, id, &addressee.registration, draft);
+        draft.ended.push(Ended::at_once(&row, device, sequence, End::Expired));
         return Ok(accepted(&addressee));
     }
 
-    let row = row(enqueue, id, &addressee.registration, now_ms);
+    let row = row(enqueue, id, &addressee.registration, draft);
     let value = key::mailbox::encode(&row);
     Ok(match place(draft, device, sequence, row, value, written, limits)? {
         Placed::Stored | Placed::Overflowed => accepted(&addressee),
@@ -107,6 +110,7 @@ pub(super) fn place(
     match overflow::room(draft, device, sequence, &row, mailbox, written, limits)? {
         Room::Dropped => {
             count::add(draft, &row.sender, &[Fate::Accepted, Fate::Overflow])?;
+            draft.ended.push(Ended::at_once(&row, device, sequence, End::Overflow));
             Ok(Placed::Overflowed)
         }
         Room::Yes => {
@@ -119,7 +123,7 @@ pub(super) fn place(
                 return Ok(Placed::TooMuch);
             }
             for brief in collapsed {
-                mailbox::drop_row(draft, device, brief, Fate::Collapsed)?;
+                mailbox::drop_row(draft, device, brief, End::Collapsed { by: row.message_id() })?;
             }
             // Nobody else holds the copy while the new row comes to it.
             drop(alive);
@@ -135,7 +139,8 @@ fn accepted(addressee: &Addressee) -> Answer {
     Answer { kind: Some(Kind::Accepted(Accepted { canonical: addressee.canonical() })) }
 }
 
-fn row(enqueue: &Enqueue, id: OperationId, to: &Registration, now_ms: u64) -> MailboxRow {
+fn row(enqueue: &Enqueue, id: OperationId, to: &Registration, draft: &Draft<'_>) -> MailboxRow {
+    let now_ms = draft.now_ms();
     let message = queue::Message {
         message_id: Bytes::copy_from_slice(&id),
         registration_id: Bytes::copy_from_slice(&to.id.0),
@@ -157,5 +162,6 @@ fn row(enqueue: &Enqueue, id: OperationId, to: &Registration, now_ms: u64) -> Ma
         expiry_ms: now_ms.saturating_add(u64::from(enqueue.ttl_secs) * 1000),
         client_message_id: enqueue.client_message_id.clone(),
         addressed_token: enqueue.addressed_token.clone(),
+        term: draft.term,
     }
 }

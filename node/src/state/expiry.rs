@@ -6,7 +6,7 @@
 
 use martlet_proto::{cluster::command::Expire, message::Sequence, tag::DeviceTag, token::RegistrationId};
 
-use super::{StateError, count::Fate, draft::Draft, mailbox, registry, rows::Rows};
+use super::{StateError, draft::Draft, mailbox, registry, rows::Rows, story::End};
 use crate::store::key;
 
 /// Rows that one command removes at most, whatever it asks for.
@@ -33,7 +33,7 @@ pub(super) fn expire(draft: &mut Draft<'_>, expire: &Expire) -> Result<(), State
         let (_, device, sequence) = message_key(&key)?;
         let brief = draft.warm.brief(&draft.rows, device, sequence)?;
         let brief = brief.ok_or(StateError::Broken("a message that runs out is not there"))?;
-        mailbox::drop_row(draft, device, &brief, Fate::Expired)?;
+        mailbox::drop_row(draft, device, &brief, End::Expired)?;
         left -= 1;
     }
 

@@ -33,6 +33,7 @@ use super::{
     mailbox::MailboxRow,
     publish, registry,
     rows::Rows,
+    story::{End, Ended},
 };
 use crate::store::key::{
     body::{BodyId, BodyRow},
@@ -277,16 +278,23 @@ fn give(
         body_id: fan_out.publish_id.clone(),
         ..Default::default()
     };
-    let row =
-        MailboxRow { message, sender: publish.sender.clone(), expiry_ms: fan_out.expiry_ms, ..Default::default() };
+    let row = MailboxRow {
+        message,
+        sender: publish.sender.clone(),
+        expiry_ms: fan_out.expiry_ms,
+        term: draft.term,
+        ..Default::default()
+    };
     let slim = queue::Message { wire_from: String::new(), payload: Bytes::new(), ..row.message.clone() };
     let value = mailbox::encode(&MailboxRow { message: slim, ..row.clone() });
     let bytes = value.len();
     let sequence = draft.place(at);
+    let over = Ended::at_once(&row, device, sequence, End::Overflow);
     let placed = enqueue::place(draft, device, sequence, row, value, written, limits)?;
     if placed == enqueue::Placed::TooMuch {
         // Nobody is there to be told: a limit dropped it.
         count::add(draft, &publish.sender, &[Fate::Accepted, Fate::Overflow])?;
+        draft.ended.push(over);
     }
     draft.warm.let_go(device);
     Ok((placed == enqueue::Placed::Stored).then_some(bytes))

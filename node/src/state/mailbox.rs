@@ -1,7 +1,7 @@
 //! A device's mailbox: what waits for it, in the order of the sequences.
 //!
 //! Owns how a row comes in and how it leaves: the message, its place in the expiry index, its fate in the counters, the
-//! effect. Every way out goes through `drop_row`, so none can forget one of them. A notice is no message: it has no fate.
+//! effect, its story. Every way out goes through `drop_row`, so none can forget one of them. A notice is no message: it has no fate.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use bytes::Bytes;
 use martlet_proto::{message::Sequence, tag::DeviceTag};
 
 use super::{
-    StateError, body,
-    count::{self, Fate},
+    StateError, body, count,
     draft::Draft,
     effect::Effect,
     rows::Rows,
+    story::{End, Ended},
     warm::Brief,
 };
 use crate::store::key;
@@ -58,7 +58,7 @@ pub(super) fn store(
 }
 
 /// Takes a row out and counts what became of it.
-pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, fate: Fate) -> Result<(), StateError> {
+pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, end: End) -> Result<(), StateError> {
     let sequence = row.sequence;
     draft.warm.removed(device, sequence);
     draft.rows.remove(key::mailbox::key(device, sequence));
@@ -68,7 +68,8 @@ pub(super) fn drop_row(draft: &mut Draft<'_>, device: DeviceTag, row: &Brief, fa
     }
     count::freed(draft, &row.kin.sender, row.bytes)?;
     if !row.is_notice() {
-        count::add(draft, &row.kin.sender, &[fate])?;
+        count::add(draft, &row.kin.sender, &[end.fate()])?;
+        draft.ended.push(Ended::brief(row, device, draft.now_ms(), end));
     }
     draft.effects.push(Effect::Removed { device_tag: device, sequence });
     Ok(())

@@ -32,6 +32,7 @@ pub mod publish;
 mod recall;
 mod registry;
 mod rows;
+mod story;
 mod topic;
 mod version;
 mod warm;
@@ -57,6 +58,7 @@ pub use self::{
     failure::ApplyError,
     mailbox::{MailboxRow, waiting},
     rows::{Rows, RowsError, Write},
+    story::{End, Ended},
     version::KNOWN as VERSION_KNOWN,
 };
 use crate::{
@@ -81,6 +83,8 @@ pub struct Applied {
     pub answers: Vec<Option<Answer>>,
     /// For whoever delivers, in the order in which it happened.
     pub effects: Vec<Effect>,
+    /// Messages that are over, in the order in which they ended.
+    pub ended: Vec<Ended>,
     /// To be carried out together.
     pub writes: Vec<Write>,
 }
@@ -152,7 +156,7 @@ impl State {
     pub fn apply(&mut self, rows: &dyn Rows, index: u64, entry: &Entry) -> Result<Applied, ApplyError> {
         let mut shard = self.shard;
         shard.time_ms = shard.time_ms.max(entry.shard_time_ms);
-        let mut draft = Draft::new(rows, &self.warm, shard);
+        let mut draft = Draft::new(rows, &self.warm, shard, entry.term);
         let mut answers = Vec::with_capacity(entry.commands.len());
         let mut position = 0;
         let commands = catch_unwind(AssertUnwindSafe(|| {
@@ -170,7 +174,7 @@ impl State {
         })?;
 
         count::write(&mut draft);
-        let Draft { mut rows, warm, counts: _, effects, answered, shard, .. } = draft;
+        let Draft { mut rows, warm, counts: _, effects, ended, answered, shard, .. } = draft;
         let touched = warm.into_touched();
         if shard != self.shard {
             rows.put(key::shard::key(), key::shard::encode(&shard));
@@ -179,7 +183,7 @@ impl State {
         self.dedupe.take_over(answered, shard.time_ms, shard.dedupe_floor_ms, &mut writes);
         self.warm.take_over(touched);
         self.shard = shard;
-        Ok(Applied { answers, effects, writes })
+        Ok(Applied { answers, effects, ended, writes })
     }
 
     /// Answers what an `Enqueue` with these fields would be answered, limits apart; changes nothing.

@@ -26,9 +26,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     StateError,
-    count::Fate,
     draft::Draft,
     mailbox::{self, MailboxRow},
+    story::End,
     warm::Brief,
 };
 use crate::store::key;
@@ -58,7 +58,7 @@ pub(super) fn trim_written<'m>(
         excess += 1;
     }
     for brief in &mailbox[..excess] {
-        mailbox::drop_row(draft, device, brief, Fate::Overflow)?;
+        mailbox::drop_row(draft, device, brief, End::Overflow)?;
     }
     Ok(&mailbox[excess..])
 }
@@ -87,7 +87,7 @@ pub(super) fn room(
     }
     let messages = kind.iter().filter(|brief| !brief.is_notice()).count() as u64;
     for brief in kind {
-        mailbox::drop_row(draft, device, brief, Fate::Overflow)?;
+        mailbox::drop_row(draft, device, brief, End::Overflow)?;
     }
     let notice = notice(row, sequence, draft.now_ms(), dropped_before + messages + 1);
     let value = key::mailbox::encode(&notice);

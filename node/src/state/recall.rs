@@ -12,9 +12,9 @@ use martlet_proto::{
 
 use super::{
     StateError,
-    count::Fate,
     draft::{Draft, refused},
     mailbox, registry,
+    story::End,
     warm::Brief,
 };
 
@@ -45,7 +45,7 @@ pub(super) fn recall(draft: &mut Draft<'_>, recall: &Recall) -> Result<Answer, S
     let now_ms = draft.now_ms();
     let mut count = 0;
     for brief in meant.into_iter().filter(|brief| brief.is_alive(now_ms)) {
-        mailbox::drop_row(draft, device, brief, Fate::Recalled)?;
+        mailbox::drop_row(draft, device, brief, End::Recalled)?;
         count += 1;
     }
     Ok(Answer { kind: Some(Kind::Recalled(Recalled { count })) })

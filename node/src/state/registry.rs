@@ -24,13 +24,12 @@ use martlet_proto::{
 };
 
 use super::{
-    StateError,
-    count::Fate,
-    device,
+    StateError, device,
     draft::{Draft, refused},
     effect::Effect,
     mailbox,
     rows::Rows,
+    story::End,
     topic,
 };
 use crate::store::key::{self, registration::RegistrationRow};
@@ -221,7 +220,7 @@ fn bury(
             if gone == rows_max {
                 return Ok(gone);
             }
-            mailbox::drop_row(draft, device, brief, Fate::Unregistered)?;
+            mailbox::drop_row(draft, device, brief, End::Unregistered)?;
             gone += 1;
         }
     }

@@ -30,6 +30,10 @@ pub(super) struct Brief {
     pub(super) sequence: Sequence,
     pub(super) message_id: MessageId,
     pub(super) registration: RegistrationId,
+    /// See [`MailboxRow::term`].
+    pub(super) term: u64,
+    /// Shard time when it came.
+    pub(super) accepted_ms: u64,
     /// See [`MailboxRow::expiry_ms`].
     pub(super) expiry_ms: u64,
     /// Of the value as it is stored.
@@ -60,6 +64,8 @@ impl Brief {
             sequence,
             message_id: row.message_id(),
             registration: row.registration_id(),
+            term: row.term,
+            accepted_ms: message.accepted_ms,
             expiry_ms: row.expiry_ms,
             bytes: bytes as u64,
             body: super::body::of(message),

@@ -80,7 +80,7 @@ fn enqueue(device: u64, payload_len: usize, ttl_secs: u32) -> Kind {
 
 fn acks(device_tag: u64, sequences: impl IntoIterator<Item = Sequence>) -> Command {
     let sequences = sequences.into_iter().map(|sequence| sequence.to_bytes().to_vec().into()).collect();
-    let acks = vec![DeviceAck { device_tag, sequences, message_ids: Vec::new() }];
+    let acks = vec![DeviceAck { device_tag, sequences, message_ids: Vec::new(), gateway: 0 }];
     Command { kind: Some(command::Kind::Acks(Acks { acks })) }
 }
 
@@ -112,7 +112,7 @@ fn must_hold_sleds_rows_are_unchanged_by_10_000_messages_enqueued_delivered_and_
     let (mut now_ms, mut index) = (START_MS, 1);
     // One message waits all the time, so that there is something to spoil.
     let commands = vec![stamped(1, now_ms, register(7)), stamped(2, now_ms, enqueue(7, 100, 86_400))];
-    assert_eq!(apply(&mut state, &rows, index, &Entry { shard_time_ms: now_ms, commands }), 2);
+    assert_eq!(apply(&mut state, &rows, index, &Entry { shard_time_ms: now_ms, commands, term: 0 }), 2);
     store.checkpoint(Which::All).unwrap();
     let before = physical(&*engine);
 
@@ -129,7 +129,7 @@ fn must_hold_sleds_rows_are_unchanged_by_10_000_messages_enqueued_delivered_and_
             last.push(Sequence { incarnation: 0, index, position: commands.len() as u32 });
             commands.push(stamped(10 + round * 50 + n, now_ms, enqueue(7, 1_000, 86_400)));
         }
-        accepted += apply(&mut state, &rows, index, &Entry { shard_time_ms: now_ms, commands });
+        accepted += apply(&mut state, &rows, index, &Entry { shard_time_ms: now_ms, commands, term: 0 });
     }
     assert_eq!(accepted, 10_000);
     store.checkpoint(Which::All).unwrap();
@@ -265,7 +265,7 @@ fn log() -> Vec<Entry> {
             // The last two are one, sent twice.
             commands.push(stamped(100 + n.min(6), now_ms, kind));
         }
-        entries.push(Entry { shard_time_ms: now_ms, commands });
+        entries.push(Entry { shard_time_ms: now_ms, commands, term: 0 });
     }
     entries
 }

@@ -511,7 +511,7 @@ proptest! {
             now_ms = now_ms.saturating_add_signed(*pause);
             let commands: Vec<Command> =
                 steps.iter().filter_map(|step| player.command(&model, now_ms.max(model.now), step)).collect();
-            let entry = Entry { shard_time_ms: now_ms, commands };
+            let entry = Entry { shard_time_ms: now_ms, commands, term: 0 };
 
             let applied = state.apply(&rows, index, &entry).unwrap();
             let expected = model.apply(index, &entry);

@@ -251,7 +251,8 @@ fn push_receiver_checks_in_registers_and_receives_plain_data_with_all_its_keys()
     let token = script.next("token");
     let token = token.as_str().unwrap();
     let send = |n: u32| {
-        let body = json!({ "to": token, "collapse_key": format!("k{n}"), "time_to_live": 60, "data": { "n": n, "x": "ü" } });
+        let body =
+            json!({ "to": token, "collapse_key": format!("k{n}"), "time_to_live": 60, "data": { "n": n, "x": "ü" } });
         let json = send_json(&broker.address("http"), ONE.1, &body).json();
         json["results"][0]["message_id"].as_str().unwrap_or_else(|| panic!("{json}")).to_owned()
     };

@@ -29,4 +29,5 @@ mod operators;
 mod queue_rules;
 mod quickstart;
 mod revocations;
+mod stories;
 mod topics;

@@ -91,7 +91,7 @@ fn a_panic_in_a_command_keeps_nothing_of_its_entry_and_is_named() {
 /// Applies an entry that must fail, and sees that nothing of it happened.
 fn fail(shard: &mut Shard, commands: Vec<Command>) -> ApplyError {
     let before = shard.state.clone();
-    let entry = Entry { shard_time_ms: shard.now_ms + 5000, commands };
+    let entry = Entry { shard_time_ms: shard.now_ms + 5000, commands, term: 0 };
     let error = shard.state.apply(&shard.rows, shard.index + 1, &entry).unwrap_err();
     assert_eq!(shard.state, before);
     error

@@ -197,7 +197,7 @@ fn a_group_row_without_members_stops_the_replica() {
     let mut shard = Shard::new();
     shard.rows.put_raw(key::group::key(GroupTag(TAG), GroupBits(1)), Bytes::new());
     let stamped = shard.tried_now(Kind::GroupChange(create("a", 2, [1])));
-    let entry = Entry { shard_time_ms: START_MS, commands: vec![shard.stamp(stamped, None)] };
+    let entry = Entry { shard_time_ms: START_MS, commands: vec![shard.stamp(stamped, None)], term: 0 };
     let error = shard.state.apply(&shard.rows, 1, &entry).unwrap_err();
     assert!(matches!(error.source, StateError::BadRow(_)), "{error}");
     assert_eq!(error.kind, "GroupChange");

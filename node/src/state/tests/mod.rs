@@ -30,7 +30,7 @@ use martlet_proto::{
     tag::DeviceTag,
 };
 
-use super::{Applied, CountRow, Effect, MailboxRow, State, StateError, counters, memory::MemoryRows, waiting};
+use super::{Applied, CountRow, Effect, End, MailboxRow, State, StateError, counters, memory::MemoryRows, waiting};
 use crate::store::key;
 
 pub(super) const PHONE: u64 = 7;
@@ -58,6 +58,7 @@ pub(super) struct Shard {
     pub(super) now_ms: u64,
     pub(super) limits: Limits,
     mailboxes: BTreeMap<u64, BTreeSet<Sequence>>,
+    ended: CountRow,
     ids: u64,
 }
 
@@ -65,13 +66,22 @@ impl Shard {
     pub(super) fn new() -> Self {
         let rows = MemoryRows::default();
         let state = State::load(&rows).unwrap();
-        Self { state, rows, index: 0, now_ms: START_MS, limits: LIMITS, mailboxes: BTreeMap::new(), ids: 0 }
+        Self {
+            state,
+            rows,
+            index: 0,
+            now_ms: START_MS,
+            limits: LIMITS,
+            mailboxes: BTreeMap::new(),
+            ended: CountRow::default(),
+            ids: 0,
+        }
     }
 
     /// Applies an entry and judges it.
     pub(super) fn apply(&mut self, commands: Vec<Command>) -> Applied {
         self.index += 1;
-        let entry = Entry { shard_time_ms: self.now_ms, commands };
+        let entry = Entry { shard_time_ms: self.now_ms, commands, term: 0 };
         let applied = self.state.apply(&self.rows, self.index, &entry).unwrap();
         self.rows.write(&applied.writes);
         for effect in &applied.effects {
@@ -85,6 +95,18 @@ impl Shard {
                 }
                 Effect::RegistrationGone { .. } => {}
             }
+        }
+        for one in &applied.ended {
+            let counter = match one.end {
+                End::Delivered { .. } => &mut self.ended.delivered,
+                End::Expired => &mut self.ended.expired,
+                End::Collapsed { .. } => &mut self.ended.collapsed,
+                End::Overflow => &mut self.ended.overflow,
+                End::Unregistered => &mut self.ended.unregistered,
+                End::Recalled => &mut self.ended.recalled,
+            };
+            *counter += 1;
+            assert!(one.accepted_ms <= one.ended_ms);
         }
         self.judge();
         applied
@@ -110,13 +132,21 @@ impl Shard {
         assert_eq!(expiry, due, "every message runs out when its row says");
         let told: BTreeMap<_, _> = self.mailboxes.iter().filter(|(_, held)| !held.is_empty()).collect();
         assert_eq!(told, mailboxes.iter().collect(), "delivery was told what happened");
+        let mut fates = CountRow::default();
         for (key, value) in self.rows.iter() {
             if let Some(sender) = key::count::decode_key(key) {
                 let row = key::count::decode(key, value.clone()).unwrap();
+                fates.delivered += row.delivered;
+                fates.expired += row.expired;
+                fates.collapsed += row.collapsed;
+                fates.overflow += row.overflow;
+                fates.unregistered += row.unregistered;
+                fates.recalled += row.recalled;
                 assert_eq!(row.waiting(), Some(waiting.remove(sender).unwrap_or(0)), "the counters balance");
                 assert_eq!(row.stored_bytes, stored_bytes.remove(sender).unwrap_or(0), "so do the bytes");
             }
         }
+        assert_eq!(fates, self.ended, "every story ends as it is counted");
         assert!(waiting.values().all(|left| *left == 0), "messages of nobody: {waiting:?}");
         assert!(stored_bytes.is_empty(), "bytes of nobody: {stored_bytes:?}");
     }
@@ -183,7 +213,7 @@ impl Shard {
 
     pub(super) fn ack(&mut self, sequences: &[Sequence]) {
         let sequences = sequences.iter().map(|at| at.to_bytes().to_vec().into()).collect();
-        self.device_ack(DeviceAck { device_tag: PHONE, sequences, message_ids: vec![] });
+        self.device_ack(DeviceAck { device_tag: PHONE, sequences, message_ids: vec![], gateway: 0 });
     }
 
     pub(super) fn device_ack(&mut self, ack: DeviceAck) {

@@ -128,7 +128,7 @@ fn every_subscriber_gets_a_message_once_in_bounded_steps_and_the_body_is_kept_on
             ("/topics/news", &b"payload"[..])
         );
         let sequences = vec![mailbox[0].0.to_bytes().to_vec().into()];
-        shard.device_ack(DeviceAck { device_tag: device, sequences, message_ids: vec![] });
+        shard.device_ack(DeviceAck { device_tag: device, sequences, message_ids: vec![], gateway: 0 });
     }
     assert_eq!(shard.rows_of(key::Family::Body), 0, "it went with the last row");
 }

@@ -31,6 +31,9 @@ pub struct MailboxRow {
     /// The token the app server addressed, for receipts.
     #[prost(string, tag = "5")]
     pub addressed_token: String,
+    /// Term of the log entry that brought it; its index is in the key.
+    #[prost(uint64, tag = "6")]
+    pub term: u64,
 }
 
 impl MailboxRow {
