@@ -48,7 +48,7 @@ pub enum Family {
     Subscribed = 0x0b,
     /// [`publish`]: messages for topics on their way.
     Publish = 0x0c,
-    /// [`body`]: what the messages of one publish share.
+    /// [`mod@body`]: what the messages of one publish share.
     Body = 0x0d,
     /// [`subscription`]: how many topics a registration has.
     Subscriptions = 0x0e,
