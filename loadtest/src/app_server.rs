@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -101,10 +102,7 @@ impl AppServer {
             recorder.record(clock.secs(), what);
         }
         let request = self.request(send, targets, &body, intended);
-        let authorization = format!("key={}", self.project.server_key);
-        let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
-        let answer = self.http.post("/gcm/send", &headers, request).await;
-        let outcomes = match answer {
+        let outcomes = match self.post("/gcm/send", request).await {
             Ok(answer) => outcomes(&answer, targets.len()),
             Err(error) if was_never_sent(&error) => vec![Sent::Failed(format!("{error:#}")); targets.len()],
             Err(error) => vec![Sent::Unknown(format!("{error:#}")); targets.len()],
@@ -119,6 +117,84 @@ impl AppServer {
             recorder.record(clock.secs(), what);
         }
         outcomes
+    }
+
+    /// Sends one message, `send` by name, to a topic. `targets` are subscribers whose history is kept: for each of them it is an op.
+    pub async fn publish(
+        &self,
+        clock: &RunClock,
+        recorder: &Recorder,
+        topic: &str,
+        send: &str,
+        targets: &[Target],
+    ) -> Sent {
+        let body = body_of(send, self.payload_bytes);
+        let sha = digest(&body);
+        for target in targets {
+            let what = What::SendInvoked {
+                op: op_of(send, &target.device),
+                token: target.token.clone(),
+                tenant: self.project.sender_id.clone(),
+                ttl: self.ttl_secs.map(f64::from),
+                collapse_key: None,
+                priority: None,
+                receipt: None,
+                sha: Some(sha.clone()),
+            };
+            recorder.record(clock.secs(), what);
+        }
+        // Without a time: devices measure what is sent to them alone.
+        let request = serde_json::json!({ "to": format!("/topics/{topic}"), "data": { "op": send, "body": body } });
+        let outcome = match self.post("/gcm/send", request.to_string().into()).await {
+            Ok(answer) => published(&answer),
+            Err(error) if was_never_sent(&error) => Sent::Failed(format!("{error:#}")),
+            Err(error) => Sent::Unknown(format!("{error:#}")),
+        };
+        for target in targets {
+            let op = op_of(send, &target.device);
+            let what = match outcome.clone() {
+                // Each subscriber's id is its own, and nobody is told it.
+                Sent::Acked(_) => What::SendAcked { op, message_id: None },
+                Sent::Failed(error) | Sent::Busy { word: error, .. } => What::SendFailed { op, error: Some(error) },
+                Sent::Unknown(error) => What::SendUnknown { op, error: Some(error) },
+            };
+            recorder.record(clock.secs(), what);
+        }
+        outcome
+    }
+
+    /// Has tokens subscribe to a topic, a thousand at most; those that are to be tried again.
+    ///
+    /// # Errors
+    /// What the broker refused for good.
+    pub async fn subscribe(&self, topic: &str, tokens: Vec<String>) -> Result<Vec<String>> {
+        let request = serde_json::json!({ "to": format!("/topics/{topic}"), "registration_tokens": tokens });
+        let answer = self.post("/iid/v1:batchAdd", request.to_string().into()).await?;
+        let text = || String::from_utf8_lossy(&answer.body).chars().take(200).collect::<String>();
+        match answer.status {
+            200 => {}
+            503 => return Ok(tokens),
+            status => bail!("subscribing was answered {status} {}", text()),
+        }
+        let reply: Subscribing = serde_json::from_slice(&answer.body).with_context(text)?;
+        if reply.results.len() != tokens.len() {
+            bail!("{} tokens were answered by {} results", tokens.len(), reply.results.len());
+        }
+        let mut again = Vec::new();
+        for (token, result) in tokens.into_iter().zip(reply.results) {
+            match result.error.as_deref() {
+                None => {}
+                Some("RESOURCE_EXHAUSTED" | "INTERNAL" | "DEADLINE_EXCEEDED") => again.push(token),
+                Some(error) => bail!("a token's subscription was refused: {error}"),
+            }
+        }
+        Ok(again)
+    }
+
+    async fn post(&self, path: &str, body: Bytes) -> Result<HttpAnswer> {
+        let authorization = format!("key={}", self.project.server_key);
+        let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
+        self.http.post(path, &headers, body).await
     }
 
     fn request(&self, send: &str, targets: &[Target], body: &str, intended: f64) -> Bytes {
@@ -163,6 +239,41 @@ struct Reply {
 struct OneResult {
     message_id: Option<String>,
     error: Option<String>,
+}
+
+/// What is read of an answer about a topic.
+#[derive(Deserialize)]
+struct PublishReply {
+    message_id: Option<u64>,
+    error: Option<String>,
+}
+
+/// What is read of an answer to a batch of subscriptions.
+#[derive(Deserialize)]
+struct Subscribing {
+    results: Vec<OneSubscription>,
+}
+
+#[derive(Deserialize)]
+struct OneSubscription {
+    error: Option<String>,
+}
+
+/// What an answer says of a message to a topic.
+fn published(answer: &HttpAnswer) -> Sent {
+    let text = || String::from_utf8_lossy(&answer.body).chars().take(200).collect::<String>();
+    let later = |word: String| Sent::Busy { word, retry_after: answer.asks_to_wait() };
+    let reply = match answer.status {
+        200 => serde_json::from_slice::<PublishReply>(&answer.body).ok(),
+        503 => return later(format!("503 {}", text())),
+        400..=499 => return Sent::Failed(format!("{} {}", answer.status, text())),
+        status => return Sent::Unknown(format!("{status} {}", text())),
+    };
+    match reply.map(|reply| (reply.message_id, reply.error)) {
+        Some((Some(id), None)) => Sent::Acked(id.to_string()),
+        Some((None, Some(error))) if error == "TopicsMessageRateExceeded" => later(error),
+        _ => Sent::Unknown(format!("not an answer about a topic: {}", text())),
+    }
 }
 
 /// The payload of an op: `bytes` characters that no other op has, so that a mixed-up body is seen.
@@ -233,6 +344,18 @@ mod tests {
         let five = Some(Duration::from_secs(5));
         assert!(matches!(&outcomes(&later, 1)[..], [Sent::Busy { retry_after, .. }] if *retry_after == five));
         assert!(matches!(outcomes(&answer(401, ""), 1)[..], [Sent::Failed(_)]));
+    }
+
+    #[test]
+    fn a_topic_s_answer_has_a_number_or_asks_to_slow_down() {
+        assert_eq!(published(&answer(200, r#"{"message_id":17}"#)), Sent::Acked("17".to_owned()));
+        let slower = published(&answer(200, r#"{"error":"TopicsMessageRateExceeded"}"#));
+        assert!(matches!(slower, Sent::Busy { .. }), "{slower:?}");
+        assert!(matches!(published(&answer(503, "")), Sent::Busy { .. }));
+        assert!(matches!(published(&answer(400, "bad")), Sent::Failed(_)));
+        for (status, body) in [(500, ""), (200, "{}"), (200, r#"{"message_id":"17"}"#)] {
+            assert!(matches!(published(&answer(status, body)), Sent::Unknown(_)), "{body}");
+        }
     }
 
     #[test]

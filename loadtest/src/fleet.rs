@@ -423,7 +423,8 @@ impl Task {
                 op: value("op").map(|send| op_of(send, &device)),
                 message_id: data.persistent_id.clone(),
                 device,
-                tenant: Some(data.from.clone()),
+                // A topic's message names its topic and not who sent it.
+                tenant: (!data.from.starts_with("/topics/")).then(|| data.from.clone()),
                 app: Some(data.category.clone()),
                 token: None,
                 session: Some(session.to_owned()),

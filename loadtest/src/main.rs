@@ -53,6 +53,25 @@ enum Scenario {
     /// One message for each of very many devices that are away (1,000,000 unless --devices says otherwise): what a full cluster costs
     /// in rate, memory, disk and time to start again.
     OfflineFill(Options),
+    /// Messages to a topic with many subscribers, all registered devices but half of those on line, which are bystanders: log entries of
+    /// one message, what bystanders notice, and whether every subscriber has each exactly once. --seconds is one window, --rate what
+    /// bystanders get.
+    Topic(TopicOptions),
+}
+
+#[derive(Debug, Args)]
+struct TopicOptions {
+    #[command(flatten)]
+    all: Options,
+    /// Windows without a message to the topic, and as many with one, in turn.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Subscribers that are away and come on line at the end, to be judged; at most so many.
+    #[arg(long, default_value_t = 1_000)]
+    sample: usize,
+    /// Kill the node that leads the topic's home right behind a further message, and start it again.
+    #[arg(long)]
+    kill_leader: bool,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +139,7 @@ async fn main() -> ExitCode {
 /// Whether the promises were kept.
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 async fn run(cli: Cli) -> Result<bool> {
+    let (mut rounds, mut sample, mut kill_leader) = (0, 0, false);
     let (kind, options) = match cli.scenario {
         Scenario::Steady(options) => (Kind::Steady, options),
         Scenario::OfflineDrain(options) => (Kind::OfflineDrain, options),
@@ -132,6 +152,10 @@ async fn run(cli: Cli) -> Result<bool> {
         Scenario::Storm(options) => (Kind::Storm, options),
         Scenario::Restart(options) => (Kind::Restart, options),
         Scenario::OfflineFill(options) => (Kind::OfflineFill, options),
+        Scenario::Topic(options) => {
+            (rounds, sample, kill_leader) = (options.rounds, options.sample, options.kill_leader);
+            (Kind::Topic, options.all)
+        }
     };
     raise_descriptor_limit();
     let devices = options.devices.unwrap_or(if kind == Kind::OfflineFill { DEVICES_AWAY } else { DEVICES_ON_LINE });
@@ -153,6 +177,9 @@ async fn run(cli: Cli) -> Result<bool> {
         recipients: options.recipients,
         payload_bytes: options.payload,
         per_device: options.per_device,
+        rounds,
+        sample,
+        kill_leader,
         history: options.history.clone(),
         disk: scratch.dir.clone(),
     };
@@ -182,7 +209,10 @@ async fn started(kind: Kind, options: &Options, scratch: &Scratch) -> Result<Bro
         nodes,
         shards: options.shards,
         node_extra: String::new(),
-        gateway_extra: if kind == Kind::OfflineFill { UNLIMITED_ENROLLMENT.to_owned() } else { String::new() },
+        gateway_extra: match kind {
+            Kind::OfflineFill | Kind::Topic => UNLIMITED_ENROLLMENT.to_owned(),
+            Kind::Steady | Kind::OfflineDrain | Kind::Idle | Kind::Storm | Kind::Restart => String::new(),
+        },
     };
     let cluster = Cluster::start(layout).await?;
     Ok(Broker {

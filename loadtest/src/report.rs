@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     ledger::Verdict,
-    scenario::{FillFigures, IdleFigures, RestartFigures, StormFigures},
+    scenario::{FillFigures, IdleFigures, RestartFigures, StormFigures, TopicFigures},
 };
 
 /// Violations that are shown; the rest is counted.
@@ -82,6 +82,9 @@ pub struct Report {
     /// Of `offline-fill` only; its keys stand beside the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub fill: Option<FillFigures>,
+    /// Of `topic` only; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<TopicFigures>,
     /// Rules of the ledger that were broken.
     pub violations: Vec<String>,
     /// Cores and processor.
@@ -99,6 +102,14 @@ impl Report {
         self.violations = verdict.violations.iter().take(VIOLATIONS_SHOWN).map(ToString::to_string).collect();
         if verdict.violations.len() > VIOLATIONS_SHOWN {
             self.violations.push(format!("and {} more", verdict.violations.len() - VIOLATIONS_SHOWN));
+        }
+    }
+
+    /// Takes over what a scenario found broken by itself.
+    pub fn breaks(&mut self, found: Vec<String>) {
+        if !found.is_empty() {
+            self.verdict = "broken";
+            self.violations.extend(found);
         }
     }
 
@@ -149,6 +160,7 @@ impl Report {
         let own = self.idle.iter().flat_map(IdleFigures::rows).chain(self.storm.iter().flat_map(StormFigures::rows));
         let own = own.chain(self.restart.iter().flat_map(RestartFigures::rows));
         let own = own.chain(self.fill.iter().flat_map(FillFigures::rows));
+        let own = own.chain(self.topic.iter().flat_map(TopicFigures::rows));
         let (head, tail) = rows.split_at(1);
         for (name, value) in head.iter().cloned().chain(own).chain(tail.iter().cloned()) {
             table.add_row([name.to_owned(), value]);
@@ -195,6 +207,7 @@ mod tests {
             storm: Some(StormFigures::default()),
             restart: Some(RestartFigures::default()),
             fill: Some(FillFigures::default()),
+            topic: Some(TopicFigures::default()),
             ..Report::default()
         };
         assert_eq!(keys(&report.json()), documented("## The JSON line", "## Where the time goes"));

@@ -3,12 +3,14 @@
 //! A run registers its devices, brings them on line, sends, waits until everything acked has arrived, and hands the history to
 //! the ledger. Owns the phases and the measured window; sends fewer than the limit of waiting messages to any device, so that the
 //! limit explains nothing. `steady` and `offline-drain` are here; `idle` and `storm`, which measure connections,
-//! `restart`, which measures a node that comes back, and `offline-fill`, which measures a full cluster, have their files.
+//! `restart`, which measures a node that comes back, `offline-fill`, which measures a full cluster, and `topic`, which measures messages
+//! to many, have their files.
 
 mod fill;
 mod idle;
 mod restart;
 mod storm;
+mod topic;
 
 use std::{
     ops::Range,
@@ -24,7 +26,9 @@ use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-pub use self::{fill::FillFigures, idle::IdleFigures, restart::RestartFigures, storm::StormFigures};
+pub use self::{
+    fill::FillFigures, idle::IdleFigures, restart::RestartFigures, storm::StormFigures, topic::TopicFigures,
+};
 use crate::{
     app_server::{AppServer, Project, Sent, Target},
     clock::RunClock,
@@ -79,6 +83,8 @@ pub enum Kind {
     Restart,
     /// One message for each of very many devices that are away.
     OfflineFill,
+    /// Messages to a topic with many subscribers, and what others notice of them.
+    Topic,
 }
 
 impl Kind {
@@ -91,6 +97,7 @@ impl Kind {
             Self::Storm => "storm",
             Self::Restart => "restart",
             Self::OfflineFill => "offline-fill",
+            Self::Topic => "topic",
         }
     }
 }
@@ -116,6 +123,12 @@ pub struct Plan {
     pub payload_bytes: usize,
     /// Messages for each device of `offline-drain` and `restart`; `offline-fill` stores one.
     pub per_device: usize,
+    /// Windows without and with a message to the topic, each so many; of `topic`.
+    pub rounds: usize,
+    /// Subscribers that are away and come on line at the end, at most; of `topic`.
+    pub sample: usize,
+    /// Whether the leader of the topic's home is killed right behind a message; of `topic`.
+    pub kill_leader: bool,
     /// Where the history is written.
     pub history: Option<PathBuf>,
     /// Directory whose disk is measured.
@@ -148,7 +161,9 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
     let history = plan.history.as_deref();
     let recorder = match plan.kind {
         Kind::OfflineFill => Recorder::of_sample(history, fill::sample_every(plan.devices)),
-        Kind::Steady | Kind::OfflineDrain | Kind::Idle | Kind::Storm | Kind::Restart => Recorder::new(history),
+        Kind::Steady | Kind::OfflineDrain | Kind::Idle | Kind::Storm | Kind::Restart | Kind::Topic => {
+            Recorder::new(history)
+        }
     };
     let recorder = Arc::new(recorder.context("create --history")?);
     let http = HttpClient::new(&broker.http)?;
@@ -163,7 +178,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
     let fdatasync_per_s = machine::fdatasync_per_sec(&plan.disk, Duration::from_secs(1))?;
     let empty = match plan.kind {
         Kind::Idle => Some(idle::empty(plan, broker, quiet).await?),
-        Kind::Steady | Kind::OfflineDrain | Kind::Storm | Kind::Restart | Kind::OfflineFill => None,
+        Kind::Steady | Kind::OfflineDrain | Kind::Storm | Kind::Restart | Kind::OfflineFill | Kind::Topic => None,
     };
     let bar = progress(quiet, "registering", plan.registered);
     let fleet = Fleet::register(around, plan.registered, |done| bar.inc(done)).await?;
@@ -188,6 +203,7 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
         }
         Kind::Restart => run.restart().await?,
         Kind::OfflineFill => run.offline_fill().await?,
+        Kind::Topic => run.topic().await?,
     };
     report.fdatasync_per_s = fdatasync_per_s;
     run.recorder.record(run.clock.secs(), What::End {});
@@ -197,6 +213,11 @@ pub async fn run(plan: &Plan, broker: &mut Broker, quiet: bool) -> Result<Report
     let events = recorder.finish().context("write --history")?;
     let terms = Terms { acked_min: 1, delivered_min: 1, ..Terms::default() };
     report.judged(&ledger::judge(&events, &terms));
+    if let Some(topic) = &mut report.topic {
+        topic.stored_twice = topic::stored_twice(&events);
+        let found = topic.violations();
+        report.breaks(found);
+    }
     Ok(report)
 }
 
@@ -422,6 +443,7 @@ impl Run<'_> {
             storm: None,
             restart: None,
             fill: None,
+            topic: None,
             violations: Vec::new(),
             machine: machine::name(),
         }
