@@ -174,6 +174,6 @@ fn what_is_known_of_operations_goes_with_the_window() {
         shard.send(&app);
     }
     assert!((60..66).contains(&shard.state.operations_known()), "{}", shard.state.operations_known());
-    let seconds = shard.rows.iter().filter(|(key, _)| key[0] == key::Family::Dedupe.tag()).count();
+    let seconds = shard.rows.iter().filter(|(key, _)| key::Family::Dedupe.is_of(key)).count();
     assert!((60..66).contains(&seconds));
 }

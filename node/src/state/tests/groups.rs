@@ -97,7 +97,7 @@ fn h143_core_present_members_join_and_absent_ones_leave_without_a_trace() {
     shard.change(create("a", 1, [1, 2, 2, 1])).unwrap();
     let before = shard.rows.clone();
     shard.change(change(1, &[9], &[2])).unwrap();
-    let groups = |rows: &MemoryRows| rows.iter().filter(|(key, _)| key[0] == key::Family::Group.tag()).count();
+    let groups = |rows: &MemoryRows| rows.iter().filter(|(key, _)| key::Family::Group.is_of(key)).count();
     assert_eq!((groups(&before), shard.members(1)), (1, vec![1, 2]));
     shard.change(change(1, &[1], &[3, 4])).unwrap();
     assert_eq!(shard.members(1), [2, 3, 4]);
@@ -149,7 +149,7 @@ fn h147_h148_core_a_group_of_nobody_is_none_and_its_name_is_free() {
     let left = shard.change(change(1, &[1, 2], &[])).unwrap();
     assert_eq!(left.key_bits, 1);
     assert_eq!(shard.read("1001", By::Name("a".into())), Err(Refusal::GroupNotFound));
-    assert!(!shard.rows.iter().any(|(key, _)| key[0] == key::Family::Group.tag()));
+    assert!(!shard.rows.iter().any(|(key, _)| key::Family::Group.is_of(key)));
     assert_eq!(shard.change(change(1, &[], &[3])), Err(Refusal::GroupNotFound), "its key does not come back");
     shard.change(create("a", 2, [3])).unwrap();
     assert_eq!(shard.members(2), [3]);

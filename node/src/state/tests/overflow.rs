@@ -167,7 +167,7 @@ fn a_device_that_acks_promptly_costs_no_row_of_its_own() {
     shard.send(&app);
     let at = shard.places()[0];
     shard.ack(&[at]);
-    let row = |shard: &Shard| shard.rows.iter().find(|(key, _)| key[0] == key::Family::Device.tag()).unwrap().1.clone();
+    let row = |shard: &Shard| shard.rows.iter().find(|(key, _)| key::Family::Device.is_of(key)).unwrap().1.clone();
     let before = row(&shard);
     shard.send_written(&app, Some(at));
     assert_eq!(row(&shard), before);

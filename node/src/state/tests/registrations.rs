@@ -112,7 +112,7 @@ fn a_device_that_registers_anew_all_day_keeps_few_superseded_registrations() {
         shard.now_ms += 1;
         shard.register(instance(&format!("cAAAAAAAA{number:02}"), number));
     }
-    let registrations = shard.rows.iter().filter(|(key, _)| key[0] == key::Family::Registration.tag()).count();
+    let registrations = shard.rows.iter().filter(|(key, _)| key::Family::Registration.is_of(key)).count();
     assert_eq!(registrations, 1 + LIMITS.registrations_max as usize);
     assert_eq!(refusal(&shard.send(&first)), Some(Refusal::NotRegistered));
 }

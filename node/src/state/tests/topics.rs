@@ -71,7 +71,7 @@ impl Shard {
     }
 
     fn rows_of(&self, family: key::Family) -> usize {
-        self.rows.iter().filter(|(key, _)| key[0] == family.tag()).count()
+        self.rows.iter().filter(|(key, _)| family.is_of(key)).count()
     }
 }
 

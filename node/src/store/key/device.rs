@@ -1,10 +1,11 @@
-//! Key family `Device` (0x02): one row per device. Key: `tag | device tag u64`, 9 bytes. Value: [`DeviceRow`], protocol buffers.
+//! Key family `Device` (0x02): one row per device. Key: `OF_DEVICE | device tag u64 | tag`, 10 bytes. Value: [`DeviceRow`], protocol
+//! buffers.
 
 use bytes::Bytes;
 use martlet_proto::tag::DeviceTag;
 use prost::Message;
 
-use super::{BadRow, Family, body, take};
+use super::{BadRow, Family, device_body, of_device};
 
 /// What is known of a device beyond its registrations and messages.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -21,18 +22,13 @@ pub struct DeviceRow {
 /// The key of a device.
 #[must_use]
 pub fn key(device: DeviceTag) -> Bytes {
-    let mut key = Vec::with_capacity(9);
-    key.push(Family::Device.tag());
-    key.extend_from_slice(&device.0.to_be_bytes());
-    key.into()
+    of_device(Family::Device, device, 0).into()
 }
 
 /// Reads a key.
 #[must_use]
 pub fn decode_key(key: &[u8]) -> Option<DeviceTag> {
-    let mut rest = body(Family::Device, key)?;
-    let device = DeviceTag(u64::from_be_bytes(take(&mut rest)?));
-    rest.is_empty().then_some(device)
+    device_body(Family::Device, key).filter(|(_, rest)| rest.is_empty()).map(|(device, _)| device)
 }
 
 /// The value.

@@ -1,4 +1,4 @@
-//! Key family `Mailbox` (0x04): one message that waits for its device. Key: `tag | device tag u64 | sequence 16`, 25 bytes,
+//! Key family `Mailbox` (0x04): one message that waits for its device. Key: `OF_DEVICE | device tag u64 | tag | sequence 16`, 26 bytes,
 //! so that a mailbox is read in its order. Never written twice: a sequence is given once. Value: [`MailboxRow`], protocol
 //! buffers; the payload shares the bytes it was read from.
 
@@ -11,7 +11,7 @@ use martlet_proto::{
 };
 use prost::Message;
 
-use super::{BadRow, Family, after_prefix, body, take};
+use super::{BadRow, Family, after_prefix, device_body, of_device};
 
 /// A message that waits, or a notice `deleted_messages` (its `message.total_deleted` is not 0).
 #[derive(Clone, PartialEq, Message)]
@@ -81,17 +81,13 @@ pub fn range(device: DeviceTag, after: Option<Sequence>) -> (Bytes, Bytes) {
 }
 
 fn prefix(device: DeviceTag) -> Vec<u8> {
-    let mut key = Vec::with_capacity(25);
-    key.push(Family::Mailbox.tag());
-    key.extend_from_slice(&device.0.to_be_bytes());
-    key
+    of_device(Family::Mailbox, device, 16)
 }
 
 /// Reads a key.
 #[must_use]
 pub fn decode_key(key: &[u8]) -> Option<(DeviceTag, Sequence)> {
-    let mut rest = body(Family::Mailbox, key)?;
-    let device = DeviceTag(u64::from_be_bytes(take(&mut rest)?));
+    let (device, rest) = device_body(Family::Mailbox, key)?;
     Some((device, Sequence::from_bytes(rest)?))
 }
 

@@ -1,11 +1,11 @@
-//! Key family `Registration` (0x03): one registration of a device. Key: `tag | device tag u64 | registration id 16`,
-//! 25 bytes. Value: [`RegistrationRow`], protocol buffers.
+//! Key family `Registration` (0x03): one registration of a device. Key: `OF_DEVICE | device tag u64 | tag | registration id 16`,
+//! 26 bytes. Value: [`RegistrationRow`], protocol buffers.
 
 use bytes::Bytes;
 use martlet_proto::{tag::DeviceTag, token::RegistrationId};
 use prost::Message;
 
-use super::{BadRow, Family, after_prefix, body, take};
+use super::{BadRow, Family, after_prefix, device_body, of_device, take};
 
 /// A registration: what a token stands for.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -68,17 +68,13 @@ pub fn range(device: DeviceTag) -> (Bytes, Bytes) {
 }
 
 fn prefix(device: DeviceTag) -> Vec<u8> {
-    let mut key = Vec::with_capacity(25);
-    key.push(Family::Registration.tag());
-    key.extend_from_slice(&device.0.to_be_bytes());
-    key
+    of_device(Family::Registration, device, 16)
 }
 
 /// Reads a key.
 #[must_use]
 pub fn decode_key(key: &[u8]) -> Option<(DeviceTag, RegistrationId)> {
-    let mut rest = body(Family::Registration, key)?;
-    let device = DeviceTag(u64::from_be_bytes(take(&mut rest)?));
+    let (device, mut rest) = device_body(Family::Registration, key)?;
     let id = RegistrationId(take(&mut rest)?);
     rest.is_empty().then_some((device, id))
 }
