@@ -1,4 +1,5 @@
-//! Published client libraries, unmodified and pinned, over TLS against the built executable.
+//! Published client libraries, unmodified and pinned, over TLS against the built executable: how they are installed and run, those
+//! that receive, and one that comes back when it is told. `senders` has those that send.
 //!
 //! Each library has a folder in tests/clients: its lock file and a script that says what the library is told. They are installed
 //! once, under target/clients, behind a lock, because test processes run side by side.
@@ -92,6 +93,17 @@ pub(crate) fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
     command
 }
 
+pub(crate) fn python(broker: &Broker, dir: &Path, script: &str) -> Command {
+    let mut command = Command::new(dir.join("venv/bin/python"));
+    command
+        .arg(dir.join(script))
+        // Of `requests`, and of Python itself.
+        .env("REQUESTS_CA_BUNDLE", broker.ca_file())
+        .env("SSL_CERT_FILE", broker.ca_file())
+        .stdin(Stdio::null());
+    command
+}
+
 /// Runs a script to its end; its last line, as JSON.
 pub(crate) fn last_line(command: &mut Command) -> Value {
     let output = command.stdin(Stdio::null()).output().unwrap();
@@ -149,52 +161,9 @@ impl Drop for Script {
     }
 }
 
-/// Sends that a broker has answered, those with this status if one is given.
-pub(crate) fn requests(broker: &Broker, status: &str) -> f64 {
-    broker.metric(&format!("martlet_gateway_http_requests_total{{endpoint=\"Send\",status=\"{status}"))
-}
-
-#[test]
-fn h163_node_gcm_sends_each_message_once() {
-    // Of its own, so that its requests can be counted.
-    let broker = &Broker::start();
-    let dir = npm("node-gcm");
-    let identity = check_in(broker);
-    let token = identity.register(broker, "com.example.app", ONE.0);
-    let url = format!("https://{}/gcm/send", broker.address("https"));
-    let answers = last_line(node(broker, &dir, "send.cjs").args([&url, ONE.1, &token]));
-    assert_eq!((&answers["one"]["success"], &answers["alone"]["success"]), (&json!(1), &json!(1)), "{answers}");
-    assert_eq!((&answers["many"]["success"], &answers["many"]["failure"]), (&json!(2), &json!(1)), "{answers}");
-    assert_eq!(answers["many"]["results"][1]["error"], "InvalidRegistration");
-    assert_eq!(answers["refused"], 401);
-    let mut mcs = identity.connect(broker);
-    assert_eq!(requests(broker, ""), 4.0, "one for each call of the library");
-    let arrived: Vec<_> = (0..3).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
-    assert_eq!(arrived, ["1", "2", "3"], "of two with one collapse key the later waits");
-    mcs.no_message();
-}
-
-#[test]
-fn h163_python_gcm_and_pyfcm_send_each_message_once() {
-    let broker = &Broker::start();
-    let dir = pip("python");
-    let identity = check_in(broker);
-    let token = identity.register(broker, "com.example.app", ONE.0);
-    let url = format!("https://{}/gcm/send", broker.address("https"));
-    let mut command = Command::new(dir.join("venv/bin/python"));
-    command.arg(dir.join("send.py")).args([&url, ONE.1, &token]).env("REQUESTS_CA_BUNDLE", broker.ca_file());
-    let answers = last_line(&mut command);
-    assert!(answers["json"]["success"][&token].is_string(), "{answers}");
-    assert_eq!(answers["json_mixed"]["errors"]["InvalidRegistration"], json!(["nonsense"]), "{answers}");
-    assert_eq!(answers["plain_error"], "GCMInvalidRegistrationException");
-    assert_eq!(answers["refused"], "GCMAuthenticationException");
-    assert_eq!((&answers["fcm_single"]["success"], &answers["fcm_multiple"]["success"]), (&json!(1), &json!(2)));
-    assert_eq!(answers["fcm_dry"]["success"], 1);
-    assert_eq!(requests(broker, ""), 8.0, "one for each call of the libraries");
-    let mut mcs = identity.connect(broker);
-    let arrived: Vec<_> = (0..6).map(|_| value(&mcs.message(), "n").unwrap().to_owned()).collect();
-    assert_eq!(arrived, ["1", "2", "3", "4", "5", "5"]);
-    mcs.no_message();
+/// Requests to this endpoint that a broker has answered.
+pub(crate) fn requests(broker: &Broker, endpoint: &str) -> f64 {
+    broker.metric(&format!("martlet_gateway_http_requests_total{{endpoint=\"{endpoint}\""))
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Device groups: gcm-http.md section 9 and statements H140 to H152, on the wire.
 
 use std::{
-    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Instant,
 };
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     app_server::{Answer, Http, send_json},
     broker::{Broker, ONE, TWO, martlet, shared},
-    clients::{last_line, node, npm, pip, requests},
+    clients::{last_line, node, npm, pip, python, requests},
     cluster,
     device::{Identity, Mcs, check_in, value},
 };
@@ -349,16 +348,14 @@ fn h149_h163_node_gcm_and_pyfcm_send_to_a_group_once_and_read_what_became_of_it(
     gone.unregister(broker);
     let url = format!("https://{}/fcm/send", broker.address("https"));
     let dir = pip("python");
-    let mut command = Command::new(dir.join("venv/bin/python"));
-    command.arg(dir.join("group.py")).args([&url, ONE.1, &made]).env("REQUESTS_CA_BUNDLE", broker.ca_file());
-    let answers = last_line(&mut command);
+    let answers = last_line(python(broker, &dir, "group.py").args([&url, ONE.1, &made]));
     assert_eq!((&answers["whole"]["success"], &answers["whole"]["failure"]), (&json!(2), &json!(1)), "{answers}");
     assert_eq!(answers["none"]["results"][0]["error"], "InvalidRegistration", "{answers}");
     let dir = npm("node-gcm");
     let answers = last_line(node(broker, &dir, "group.cjs").args([&url, ONE.1, &made]));
     assert_eq!(answers["whole"], json!({ "success": 2, "failure": 0 }), "{answers}");
     assert_eq!(answers["none"]["results"][0]["error"], "InvalidRegistration", "{answers}");
-    assert_eq!(requests(broker, ""), 4.0, "one for each call of the libraries");
+    assert_eq!(requests(broker, "Send"), 4.0, "one for each call of the libraries");
     for phone in [&a, &b] {
         let mut mcs = phone.connect(broker);
         assert_eq!([1, 2].map(|_| value(&mcs.message(), "n").unwrap().to_owned()), ["1", "2"]);

@@ -29,5 +29,6 @@ mod operators;
 mod queue_rules;
 mod quickstart;
 mod revocations;
+mod senders;
 mod stories;
 mod topics;
