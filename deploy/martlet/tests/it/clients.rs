@@ -89,6 +89,9 @@ pub(crate) fn node(broker: &Broker, dir: &Path, script: &str) -> Command {
         .env("NODE_EXTRA_CA_CERTS", broker.ca_file())
         .env("MARTLET_HTTPS", port("https"))
         .env("MARTLET_MCS", port("mcs"))
+        // fcm-node would send through it.
+        .env_remove("http_proxy")
+        .env("NO_PROXY", "127.0.0.1")
         .stdin(Stdio::null());
     command
 }
@@ -100,6 +103,7 @@ pub(crate) fn python(broker: &Broker, dir: &Path, script: &str) -> Command {
         // Of `requests`, and of Python itself.
         .env("REQUESTS_CA_BUNDLE", broker.ca_file())
         .env("SSL_CERT_FILE", broker.ca_file())
+        .env("NO_PROXY", "127.0.0.1")
         .stdin(Stdio::null());
     command
 }

@@ -500,7 +500,7 @@ fn h164_what_java_s_sender_casts_has_the_type_that_it_casts_to() {
     // json-simple makes a Long of digits alone; a point or an exponent makes a Double, which is not cast to Long.
     let is_long = |text: &str, key: &str| {
         let (_, after) = text.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{key}: {text}"));
-        let digits = &after[..after.find([',', '}']).unwrap()];
+        let digits = after[..after.find([',', '}']).unwrap()].trim();
         digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<i64>().is_ok()
     };
 
