@@ -237,7 +237,7 @@ fn h126_h127_h163_fcm_node_says_all_that_it_can_with_one_request_each() {
     let notification = json!({ "title": "Zwölf", "body": "b", "badge": "3", "body_loc_args": r#"["x"]"# });
     assert_eq!(messages[0], first(notification));
     assert_eq!(numbers(&messages), ["1", "2", "4", "5", "6", "7", "7", "7", "7", "7", "7", "7", "7"]);
-    assert_eq!((&messages[2]["from"], &messages[2]["ttl"]), (&json!(format!("/topics/{TOPIC}")), &json!(60)));
+    assert_eq!((&messages[2]["from"], &messages[2]["ttl"]), (&json!(format!("/topics/{TOPIC}")), &json!(6_000)));
     left_in_time(&mut stage.second_phone.connect(&stage.broker), &["2", "4", "5"], "6");
     assert_eq!(numbers(&all_seen(&mut stage.moved_phone.connect(&stage.broker), 1)), ["3"]);
 }
@@ -272,7 +272,7 @@ fn h163_fcm_push_says_all_that_it_can_with_one_request_each() {
     let notification = json!({ "title": "Zwölf", "body": "b", "badge": "3", "body_loc_args": r#"["x"]"# });
     assert_eq!(messages[0], first(notification));
     assert_eq!(numbers(&messages), ["1", "2", "4", "5", "6", "7", "7", "7", "7", "7", "7", "7", "7"]);
-    assert_eq!((&messages[2]["from"], &messages[2]["ttl"]), (&json!(format!("/topics/{TOPIC}")), &json!(60)));
+    assert_eq!((&messages[2]["from"], &messages[2]["ttl"]), (&json!(format!("/topics/{TOPIC}")), &json!(6_000)));
     assert_eq!(numbers(&all_seen(&mut stage.second_phone.connect(&stage.broker), 3)), ["2", "4", "5"]);
     assert_eq!(numbers(&all_seen(&mut stage.moved_phone.connect(&stage.broker), 1)), ["3"]);
 }

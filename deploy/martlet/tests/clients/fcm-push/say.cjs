@@ -52,7 +52,7 @@ async function main() {
     told[name] = await send(message);
   }
   told.refused = await send({ to: token, data: { n: 'x' } }, new FCM('wrong'));
-  told.topic = await send({ to: `/topics/${topic}`, time_to_live: 60, data: { n: '4' } });
+  told.topic = await send({ to: `/topics/${topic}`, time_to_live: 6000, data: { n: '4' } });
   told.condition = await send({ condition: `'none' in topics || '${topic}' in topics`, data: { n: '5' } });
   told.topic_big = await send({ to: `/topics/${topic}`, data: { n: 'x'.repeat(2048) } });
   told.callback = await new Promise((resolve) =>
