@@ -395,7 +395,7 @@ fn django_push_notifications_says_all_that_it_can_and_keeps_its_table() {
 
     let messages = all_seen(&mut stage.phone.connect(&stage.broker), 9);
     let data = json!({ "message": "said", "n": "1", "word": "ü", "deep": r#"{"list":[1,true]}"# });
-    let gcm = json!({ "from": ONE.0, "app": APP, "collapse_key": "demo", "ttl": 600, "data": data });
+    let gcm = json!({ "from": ONE.0, "app": APP, "collapse_key": "other", "ttl": 600, "data": data });
     assert_eq!(messages[0], gcm);
     let notification = json!({ "title": "Zwölf", "body": "said", "badge": "3", "body_loc_args": r#"["x"]"# });
     assert_eq!(messages[1], first(notification));
@@ -466,7 +466,7 @@ fn h128_h129_h132_h163_pyfcm_subscribes_and_asks_and_python_gcm_and_pyfcm_publis
     let topic = format!("/topics/{TOPIC}");
     assert_eq!(messages[0], json!({ "from": topic, "app": APP, "collapse_key": "demo", "ttl": 600, "data": data }));
     let data = json!({ "n": "2", "gcm.notification.title": "t", "gcm.notification.body": "b", "gcm.n.e": "1" });
-    assert_eq!(messages[1], json!({ "from": topic, "app": APP, "collapse_key": "demo", "ttl": 600, "data": data }));
+    assert_eq!(messages[1], json!({ "from": topic, "app": APP, "collapse_key": "other", "ttl": 600, "data": data }));
     assert_eq!(messages[2]["data"], json!({ "n": "3" }));
     left_in_time(&mut stage.second_phone.connect(&stage.broker), &["1", "2", "3", "4"], "5");
 }

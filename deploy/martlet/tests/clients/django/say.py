@@ -49,7 +49,8 @@ fcm = device(token, "FCM")
 options = {"collapse_key": "demo", "time_to_live": 600, "priority": "high", "delay_while_idle": True}
 options.update(content_available=True, restricted_package_name=stage["app"])
 extra = {"n": "1", "word": "ü", "deep": {"list": [1, True]}}
-told["gcm"] = gcm.send_message("said", extra=dict(extra), **options)
+# Under a key of its own: both wait together.
+told["gcm"] = gcm.send_message("said", extra=dict(extra), **dict(options, collapse_key="other"))
 # What is known as a notification's is taken out of the data and of the options.
 told["fcm"] = fcm.send_message("said", extra=dict(extra, title="Zwölf"), badge="3", body_loc_args=["x"], **options)
 told["fcm_plain"] = fcm.send_message("said", extra={"n": "2", "title": "t"}, use_fcm_notifications=False)

@@ -61,7 +61,7 @@ told["gcm_dry"] = gcm.send_topic_message(topic=topic, data={"n": "x"}, dry_run=T
 told["gcm_bad"] = raised(gcm.send_topic_message, topic="a b", data={"n": "x"})
 
 told["fcm_topic"] = fcm.notify_topic_subscribers(
-    topic_name=topic, message_title="t", message_body="b", data_message={"n": "2"}, collapse_key="demo", time_to_live=600
+    topic_name=topic, message_title="t", message_body="b", data_message={"n": "2"}, collapse_key="other", time_to_live=600
 )
 told["fcm_data"] = fcm.topic_subscribers_data_message(topic_name=topic, data_message={"n": "3"})
 condition = "'none' in topics || '%s' in topics" % topic
