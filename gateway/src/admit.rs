@@ -1,6 +1,6 @@
 //! Bounds per address: who may check in, register or log in how often.
 //!
-//! Owns one token bucket per address and purpose, and what happens at the bound: the caller refuses with its protocol's word
+//! Owns one [`Bucket`] per address and purpose, and what happens at the bound: the caller refuses with its protocol's word
 //! for "too often", and the refusal is counted. Owns no clock: the time comes in. The number of addresses remembered is
 //! bounded; at the bound full buckets are forgotten first, and if none is full new addresses share one bucket.
 
@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use martlet_proto::bucket::{Bucket, Rate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
 };
 
 /// Section `[admit]`: how often one address may do what costs something before anything is authenticated.
+///
+/// Wrong server keys have no bound: a key is drawn with 256 random bits and looked up by its SHA-256, before the body is read, so that
+/// guessing finds nothing and costs little, while a bound could only shut out app servers behind the guesser's address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdmitConfig {
@@ -70,6 +74,15 @@ impl AdmitConfig {
         }
         Ok(())
     }
+
+    /// None: without limit.
+    fn rate(&self, purpose: Purpose) -> Option<Rate> {
+        match purpose {
+            Purpose::Checkin => Rate::per_second(self.checkins_per_sec, self.checkins_burst),
+            Purpose::Registration => Rate::per_second(self.registrations_per_sec, self.registrations_burst),
+            Purpose::Login => Rate::per_second(self.logins_per_sec, self.logins_burst),
+        }
+    }
 }
 
 /// What one address may do so often.
@@ -99,12 +112,6 @@ struct Buckets {
     swept: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
 /// Full buckets are looked for at most this often.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -116,16 +123,12 @@ impl Admit {
 
     /// Takes one from the bucket of the address; false when it is empty, and then it is counted.
     pub fn admits(&self, purpose: Purpose, address: IpAddr) -> bool {
-        let (per_sec, burst, limit) = match purpose {
-            Purpose::Checkin => (self.config.checkins_per_sec, self.config.checkins_burst, Limit::Checkins),
-            Purpose::Registration => {
-                (self.config.registrations_per_sec, self.config.registrations_burst, Limit::Registrations)
-            }
-            Purpose::Login => (self.config.logins_per_sec, self.config.logins_burst, Limit::Logins),
+        let limit = match purpose {
+            Purpose::Checkin => Limit::Checkins,
+            Purpose::Registration => Limit::Registrations,
+            Purpose::Login => Limit::Logins,
         };
-        if per_sec == 0 {
-            return true;
-        }
+        let Some(rate) = self.config.rate(purpose) else { return true };
         let now = self.clock.now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = (purpose, network(address));
@@ -136,12 +139,9 @@ impl Admit {
                 key.1 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
             }
         }
-        let bucket = buckets.known.entry(key).or_insert(Bucket { tokens: burst.into(), at: now });
-        bucket.fill(per_sec, burst, now);
-        let admitted = bucket.tokens >= 1.0;
-        if admitted {
-            bucket.tokens -= 1.0;
-        } else {
+        let bucket = buckets.known.entry(key).or_insert_with(|| Bucket::full(rate, now));
+        let admitted = bucket.take(rate, now, 1).is_ok();
+        if !admitted {
             self.metrics.limit(limit);
         }
         admitted
@@ -160,23 +160,8 @@ impl Buckets {
             return;
         }
         self.swept = Some(now);
-        self.known.retain(|(purpose, _), bucket| {
-            let (per_sec, burst) = match purpose {
-                Purpose::Checkin => (config.checkins_per_sec, config.checkins_burst),
-                Purpose::Registration => (config.registrations_per_sec, config.registrations_burst),
-                Purpose::Login => (config.logins_per_sec, config.logins_burst),
-            };
-            bucket.fill(per_sec, burst, now);
-            bucket.tokens < f64::from(burst)
-        });
-    }
-}
-
-impl Bucket {
-    fn fill(&mut self, per_sec: u32, burst: u32, now: Instant) {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + since * f64::from(per_sec)).min(burst.into());
-        self.at = now;
+        self.known
+            .retain(|(purpose, _), bucket| config.rate(*purpose).is_some_and(|rate| bucket.share(rate, now) < 1.0));
     }
 }
 

@@ -1,6 +1,7 @@
-//! What two sides of Martlet must agree on, and nothing that does I/O: tokens and their shard, messages, limits, the codecs
+//! What two sides of Martlet must agree on, and nothing that does I/O: tokens and their shard, messages, limits and rates, the codecs
 //! of HTTP and MCS, and the gRPC contracts between gateways and nodes.
 
+pub mod bucket;
 pub mod cluster;
 pub mod device;
 pub mod group;
