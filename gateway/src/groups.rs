@@ -377,6 +377,7 @@ fn meaning(refusal: queue::Refusal) -> Trouble {
         | Shard::InvalidPackageName
         | Shard::TooManyRegistrations
         | Shard::TooManyTopics
+        | Shard::DeviceRateExceeded
         | Shard::TopicsRateExceeded
         | Shard::Malformed
         | Shard::Unspecified => Trouble::Unknown,

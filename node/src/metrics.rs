@@ -103,6 +103,22 @@ pub struct RefusalLabel {
     pub reason: RefusalReason,
 }
 
+/// Which rate was above its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum RateLimit {
+    /// `shard.device_messages_per_…_max`.
+    Device,
+    /// `shard.topic_messages_per_minute_max`.
+    Topic,
+}
+
+/// Label of refusals for a rate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RateLabel {
+    /// Which.
+    pub limit: RateLimit,
+}
+
 /// What was short when an operation was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Mark {
@@ -213,6 +229,10 @@ pub struct Metrics {
     pub refusals: Family<RefusalLabel, Counter>,
     /// Batches refused because something was short; also counted in `refusals`.
     pub overloads: Family<MarkLabel, Counter>,
+    /// Messages refused because they came too often.
+    pub rate_refusals: Family<RateLabel, Counter>,
+    /// Devices and topics whose rate was forgotten for want of room (`shard.rates_remembered_max`).
+    pub rates_forgotten: Counter,
     /// Waits of followers' replicas that did not apply because memory was short, one every 50 ms.
     pub apply_waits: Gauge<u64, AtomicU64>,
     /// Spare log segments that are allocated.
@@ -287,6 +307,8 @@ impl Default for Metrics {
             stories_cut: Counter::default(),
             refusals: Family::default(),
             overloads: Family::default(),
+            rate_refusals: Family::default(),
+            rates_forgotten: Counter::default(),
             apply_waits: Gauge::default(),
             log_spares: Gauge::default(),
             disk_free: Gauge::default(),
@@ -354,6 +376,8 @@ impl Metrics {
         r.register("stories_cut", "Stories of messages forgotten before their time", self.stories_cut.clone());
         r.register("refusals", "Batches refused before they were proposed", self.refusals.clone());
         r.register("overloads", "Batches refused because memory, disk or log was short", self.overloads.clone());
+        r.register("rate_refusals", "Messages refused because they came too often", self.rate_refusals.clone());
+        r.register("rates_forgotten", "Devices and topics whose rate was forgotten", self.rates_forgotten.clone());
         r.register("apply_waits", "Looks at which a follower's replica waited for memory", self.apply_waits.clone());
         r.register("log_spare_segments", "Spare log segments that are allocated", self.log_spares.clone());
         r.register_with_unit(

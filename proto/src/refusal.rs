@@ -77,6 +77,7 @@ impl From<queue::Refusal> for Refusal {
             queue::Refusal::QuotaExceeded => Self::Unavailable,
             // Of the group that a message is for.
             queue::Refusal::GroupNotFound => Self::NotRegistered,
+            queue::Refusal::DeviceRateExceeded => Self::DeviceMessageRateExceeded,
             queue::Refusal::TopicsRateExceeded => Self::TopicsMessageRateExceeded,
             // Not an answer to a send, or a defect of ours.
             queue::Refusal::GroupExists

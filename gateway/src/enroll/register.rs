@@ -199,6 +199,7 @@ fn meaning(refusal: Refusal) -> RegisterError {
         | Refusal::GroupFull
         | Refusal::GroupNameMismatch
         | Refusal::NoValidMembers
+        | Refusal::DeviceRateExceeded
         | Refusal::TopicsRateExceeded
         | Refusal::Malformed
         | Refusal::Unspecified => RegisterError::InternalServerError,

@@ -223,6 +223,9 @@ impl Pursuit {
 impl Tracked {
     fn answered(&mut self, answer: Answer, resolved: bool) {
         const EXPIRED: answer::Kind = answer::Kind::Refusal(Refusal::ExpiredOperation as i32);
+        // A leader says these without a look into the log.
+        const DEVICE_RATE: answer::Kind = answer::Kind::Refusal(Refusal::DeviceRateExceeded as i32);
+        const TOPICS_RATE: answer::Kind = answer::Kind::Refusal(Refusal::TopicsRateExceeded as i32);
         self.outcome = match (answer.kind, resolved) {
             (Some(answer::Kind::Resolved(resolved)), _) => match resolved.answer.and_then(|first| first.kind) {
                 // Barred, or refused as nothing that will ever be done.
@@ -231,7 +234,7 @@ impl Tracked {
             },
             // Too late to ask: it can no longer be done, but it may have been.
             (Some(EXPIRED), true) => Some(Outcome::Unknown),
-            (Some(EXPIRED), false) if self.doubtful => {
+            (Some(EXPIRED | DEVICE_RATE | TOPICS_RATE), false) if self.doubtful => {
                 self.resolve = true;
                 None
             }
@@ -445,7 +448,10 @@ mod tests {
     #[test]
     fn after_a_lost_try_a_definite_refusal_is_not_believed_before_the_id_is_resolved() {
         let t0 = Instant::now();
-        for refusal in [refused(Reason::Overloaded), Tried::Full, answers([expired()])] {
+        let rates = [Refusal::DeviceRateExceeded, Refusal::TopicsRateExceeded];
+        let [device_rate, topics_rate] = rates.map(|rate| answer::Kind::Refusal(rate.into()));
+        let refusals = [expired(), device_rate.clone(), topics_rate].map(|kind| answers([kind]));
+        for refusal in refusals.into_iter().chain([refused(Reason::Overloaded), Tried::Full]) {
             let mut p = pursuit(vec![enqueue(1, 60)], t0);
             send(&mut p, t0);
             p.tried(Tried::Lost, 0);
@@ -453,10 +459,14 @@ mod tests {
             p.tried(refusal, 0);
             assert!(resolves(&send(&mut p, t0)[0]).is_some());
         }
-        let mut p = pursuit(vec![enqueue(1, 60)], t0);
-        send(&mut p, t0);
-        p.tried(answers([expired()]), 0);
-        assert_eq!(done(&mut p, t0), [Outcome::Unavailable]);
+        for (answer, outcome) in
+            [(expired(), Outcome::Unavailable), (device_rate.clone(), Outcome::Answered(device_rate))]
+        {
+            let mut p = pursuit(vec![enqueue(1, 60)], t0);
+            send(&mut p, t0);
+            p.tried(answers([answer]), 0);
+            assert_eq!(done(&mut p, t0), [outcome]);
+        }
     }
 
     #[test]

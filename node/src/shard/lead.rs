@@ -29,6 +29,7 @@ use super::{
     machine::Replica,
     pack::Packer,
     propose::{Pending, PendingAck},
+    rates::Rates,
     reads::ReadChecks,
     settings::ShardSettings,
     sight::Arrivals,
@@ -77,6 +78,8 @@ pub(crate) struct Lead {
     pub(super) overload: Overload,
     pub(super) draining: CancellationToken,
     pub(super) packer: Mutex<Packer<Pending, PendingAck>>,
+    /// How often messages come.
+    pub(super) rates: Mutex<Rates>,
     /// Devices that attached and whose last-seen day was not looked at yet.
     pub(super) arrivals: Arrivals,
     /// Something may be proposed.
@@ -186,6 +189,7 @@ impl Lead {
     fn step_down(&self) {
         self.replica.time().follow();
         self.replica.desk().follow();
+        self.rates().forget();
         self.give_up();
     }
 

@@ -2,9 +2,9 @@
 //!
 //! In the order of an operation: [`propose`] admits and stamps, [`pack`] decides what goes together, [`consensus`] is the group,
 //! [`machine`] applies, [`replies`] carries the answers back. [`lead`] turns a follower into a leader and back; [`time`] is its
-//! clock; [`raise`] raises its state version; [`sight`] has last-seen days written; [`hand_over`] and [`courier`] bring what is published
-//! to topics to every shard; [`stories`] remembers what became of messages, [`inspect`] reads for operators and [`operate`] acts for them; [`shards`] holds all of
-//! them.
+//! clock; [`raise`] raises its state version; [`rates`] refuses what comes too often; [`sight`] has last-seen days written;
+//! [`hand_over`] and [`courier`] bring what is published to topics to every shard; [`stories`] remembers what became of messages,
+//! [`inspect`] reads for operators and [`operate`] acts for them; [`shards`] holds all of them.
 
 pub mod consensus;
 mod courier;
@@ -16,6 +16,7 @@ mod operate;
 pub mod pack;
 mod propose;
 mod raise;
+mod rates;
 mod reads;
 pub mod replies;
 pub mod settings;

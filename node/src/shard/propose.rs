@@ -241,7 +241,7 @@ impl Lead {
                     now_or_never.extend(message.map(|message| (DeviceTag(enqueue.device_tag), message)));
                     Some(answer)
                 }
-                _ => None,
+                _ => self.too_often(&operation)?,
             };
             if answer.is_none() {
                 bytes += operation.encoded_len();

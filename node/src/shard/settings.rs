@@ -66,6 +66,17 @@ pub struct ShardSettings {
     /// Stored bytes of one project in one shard, bodies of topics' messages apart; 0 is without limit. Beyond, sends are answered
     /// `Unavailable`. A project whose devices are spread over all shards has as many times this in all.
     pub project_bytes_max: u64,
+    /// Messages to one device a minute, and as many at once; 0 is without limit. Beyond, they are refused as `DeviceMessageRateExceeded`.
+    /// Those with time to live 0 and those of topics do not count. Leaders count in memory: a new one begins anew. Source: FCM, 240.
+    pub device_messages_per_minute_max: u32,
+    /// The same an hour. Source: FCM, 5,000.
+    pub device_messages_per_hour_max: u32,
+    /// Messages to one topic of a project a minute, and as many at once; 0 is without limit. Beyond, they are refused as
+    /// `TopicsMessageRateExceeded`. A condition over several topics has a home shard of its own: there it counts, for each of them.
+    pub topic_messages_per_minute_max: u32,
+    /// Devices whose messages are counted in one shard at once, and topics as many, 1 or more. Beyond, those of the fewest messages are
+    /// forgotten and begin anew. About 200 bytes each, once a rate is limited.
+    pub rates_remembered_max: usize,
     /// Members of one device group, 1 to 1000: a message to it is as many. Source: GCM, 20. A group that has more keeps them.
     pub group_members_max: u32,
     /// Topics of one registration. Source: FCM, 2,000.
@@ -109,6 +120,10 @@ impl Default for ShardSettings {
             dedupe_window: Duration::from_secs(90),
             device_bytes_max: 0,
             project_bytes_max: 0,
+            device_messages_per_minute_max: 0,
+            device_messages_per_hour_max: 0,
+            topic_messages_per_minute_max: 0,
+            rates_remembered_max: 16_384,
             group_members_max: GROUP_MEMBERS_MAX,
             topics_max: TOPICS_OF_REGISTRATION_MAX,
             publishes_max: 1_000,
@@ -142,6 +157,7 @@ impl ShardSettings {
             ("shard.batches_per_stream_max", self.batches_per_stream_max),
             ("shard.attach_batches_per_link_max", self.attach_batches_per_link_max),
             ("shard.control_replies_max", self.control_replies_max),
+            ("shard.rates_remembered_max", self.rates_remembered_max),
             ("shard.expire_rows_max", self.expire_rows_max as usize),
         ] {
             if value == 0 {

@@ -1,5 +1,7 @@
 //! A shard in one process: the real state over rows in memory, behind a group that a test holds, loses and lets go.
 
+mod rates;
+
 use std::{
     sync::{
         Arc, Mutex,
