@@ -21,6 +21,7 @@ use crate::{
     http::{self, Http, Room},
     mcs::{Mcs, McsMetrics},
     metrics::Metrics,
+    project_rate::ProjectRate,
     route::Route,
     tls::{ServerTls, TlsError},
 };
@@ -176,6 +177,7 @@ impl Gateway {
             enroll: config.enroll.clone(),
             route: route.clone(),
             admit: Arc::new(Admit::new(config.admit.clone(), Arc::clone(&clock), Arc::clone(&metrics))),
+            project_rate: ProjectRate::new(config.http.project_rate(), Arc::clone(&clock), Arc::clone(&metrics)),
             room: Room::new(&config.http, config.http.body_bytes_of_senders(), Arc::clone(&metrics)),
             device_room: Room::new(&config.http, config.http.body_bytes_of_devices(), Arc::clone(&metrics)),
             clock: Arc::clone(&clock),

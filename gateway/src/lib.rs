@@ -2,7 +2,7 @@
 //!
 //! In the order in which a message passes: [`http`] takes it from an app server, [`route`] brings it to the node that leads
 //! its shard; [`attach`] brings a device's queue to its connection, [`mcs`] is that connection. [`enroll`] gives devices their
-//! identity and their tokens, [`admit`] bounds what one address may ask.
+//! identity and their tokens, [`admit`] bounds what one address may ask, `project_rate` what one project may send.
 
 pub mod admit;
 pub mod attach;
@@ -11,6 +11,7 @@ pub mod enroll;
 mod groups;
 pub mod http;
 pub mod mcs;
+mod project_rate;
 pub mod route;
 mod topics;
 

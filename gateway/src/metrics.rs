@@ -78,6 +78,8 @@ pub enum Limit {
     Logins,
     /// `route.queue_max` or `route.inflight_max`: unavailable.
     Calls,
+    /// `http.project_messages_…`: 503.
+    Project,
     /// `admit.addresses_max`: new addresses share one bucket.
     Addresses,
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use martlet_proto::{bucket::Rate, limits::MULTICAST_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, wrong};
@@ -34,6 +35,12 @@ pub struct HttpConfig {
     pub body_bytes_total: usize,
     /// What `Retry-After` says on a 503, seconds, 1 or more.
     pub retry_after_secs: u32,
+    /// Targets a second that one project may send to through one gateway, in the long run; 0 is without limit. A multicast is as many as
+    /// it names, a device group or a topic is one, a token that joins or leaves a topic is one; dry runs are none. Beyond, 503 with the
+    /// seconds until there is room. A project may send this many through each gateway.
+    pub project_messages_per_second_max: u32,
+    /// Targets that one project may send to at once, 1 or more. A larger multicast passes too, and is made up for by the wait after it.
+    pub project_messages_burst: u32,
 }
 
 impl Default for HttpConfig {
@@ -48,6 +55,8 @@ impl Default for HttpConfig {
             http2_streams_max: 100,
             body_bytes_total: 256 << 20,
             retry_after_secs: 5,
+            project_messages_per_second_max: 0,
+            project_messages_burst: MULTICAST_MAX as u32,
         }
     }
 }
@@ -63,6 +72,11 @@ impl HttpConfig {
         self.body_bytes_total - self.body_bytes_of_devices()
     }
 
+    /// How much one project may send; none: without limit.
+    pub(crate) fn project_rate(&self) -> Option<Rate> {
+        Rate::per_second(self.project_messages_per_second_max, self.project_messages_burst)
+    }
+
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.connections_max == 0 {
             return wrong("http.connections_max", "must be 1 or more");
@@ -75,6 +89,9 @@ impl HttpConfig {
         }
         if self.body_bytes_of_senders() < martlet_proto::limits::BODY_MAX_BYTES {
             return wrong("http.body_bytes_total", "three quarters of it must hold one body of 4 MiB");
+        }
+        if self.project_messages_burst == 0 {
+            return wrong("http.project_messages_burst", "must be 1 or more");
         }
         if self.retry_after_secs == 0 {
             return wrong("http.retry_after_secs", "must be 1 or more: clients read 0 as no header");

@@ -76,12 +76,18 @@ pub(super) async fn answer(http: &Http, path: IidPath<'_>, head: &Parts, body: I
             if !topic::is_name(topic) {
                 return refused(StatusCode::BAD_REQUEST, BAD_TOPIC);
             }
+            if let Some(secs) = http.too_much(sender, 1) {
+                return unavailable(secs);
+            }
             let joins = head.method == Method::POST;
             let joined = topics::join(&http.route, &facts, sender, topic, &[decoded(token)], joins).await;
             one(joined[0], http.config.retry_after_secs)
         }
         IidPath::Batch { joins } => match iid::parse_batch(&body.bytes) {
             Ok(batch) => {
+                if let Some(secs) = http.too_much(sender, batch.tokens.len()) {
+                    return unavailable(secs);
+                }
                 let joined = topics::join(&http.route, &facts, sender, &batch.topic, &batch.tokens, joins).await;
                 if joined.iter().all(|one| *one == Err(BatchError::Internal)) {
                     return unavailable(http.config.retry_after_secs);

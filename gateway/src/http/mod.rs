@@ -30,6 +30,7 @@ use std::{net::IpAddr, sync::Arc};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming};
+use martlet_proto::message::SenderId;
 
 pub use self::config::HttpConfig;
 use self::iid::IidPath;
@@ -40,6 +41,7 @@ use crate::{
     enroll::{self, EnrollConfig},
     entropy::Entropy,
     metrics::{Endpoint, Metrics, RequestLabel},
+    project_rate::ProjectRate,
     route::Route,
 };
 
@@ -50,6 +52,7 @@ pub(crate) struct Http {
     pub(crate) enroll: EnrollConfig,
     pub(crate) route: Route,
     pub(crate) admit: Arc<Admit>,
+    pub(crate) project_rate: ProjectRate,
     /// Of app servers, whose key is known before their body is read.
     pub(crate) room: Room,
     /// Of devices, who are nobody before their body is read: they must not take the room of app servers.
@@ -107,6 +110,13 @@ impl<'a> Path<'a> {
 }
 
 impl Http {
+    /// Counts what a project sends to so many targets. Where it sends too much, how many seconds it is to wait.
+    fn too_much(&self, sender: &SenderId, targets: usize) -> Option<u32> {
+        let wait = self.project_rate.take(sender, targets).err()?;
+        let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Some(u32::try_from(secs).unwrap_or(u32::MAX))
+    }
+
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let begun = self.clock.now();

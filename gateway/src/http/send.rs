@@ -1,7 +1,7 @@
 //! `/gcm/send` and `/fcm/send`: one message for one or many tokens, or for a device group.
 //!
 //! Owns the order of checks (gcm-http.md section 3.4): the key, before any byte of the body; the form of the request; what is
-//! wrong with the message as a whole; then each token. And the table from what became of the targets to a status: 503 means
+//! wrong with the message as a whole; how much the project sends; then each token. And the table from what became of the targets to a status: 503 means
 //! that nothing was accepted and nothing will be, because many clients send again by themselves on it.
 
 use hyper::{
@@ -42,15 +42,32 @@ pub(super) async fn send(http: &Http, head: &Parts, body: Incoming) -> Answer {
         Ok(body) => body,
         Err(answer) => return answer,
     };
-    if head.headers.get(CONTENT_TYPE).is_some_and(is_json) {
-        match send_json::parse(&body.bytes) {
-            Ok(request) => json_send(http, &facts, sender, &request).await,
-            Err(bad) => Answer::text(StatusCode::BAD_REQUEST, bad.0),
-        }
+    let is_json = head.headers.get(CONTENT_TYPE).is_some_and(is_json);
+    let request = if is_json { send_json::parse(&body.bytes) } else { Ok(send_form::parse(&body.bytes)) };
+    let request = match request {
+        Ok(request) => request,
+        Err(bad) => return Answer::text(StatusCode::BAD_REQUEST, bad.0),
+    };
+    if let Some(secs) = too_much(http, sender, &request) {
+        return Answer::unavailable(secs);
+    }
+    if is_json {
+        json_send(http, &facts, sender, &request).await
     } else {
-        let outcomes = outcomes(http, &facts, sender, &send_form::parse(&body.bytes)).await;
+        let outcomes = outcomes(http, &facts, sender, &request).await;
         plain(&outcomes[0], http.config.retry_after_secs)
     }
+}
+
+/// How many seconds the project must wait, if it sends too much. What is wrong with the message as a whole is told instead, and a dry
+/// run sends nothing.
+fn too_much(http: &Http, sender: &SenderId, request: &SendRequest) -> Option<u32> {
+    let targets = match &request.targets {
+        Targets::None => return None,
+        Targets::One(_) | Targets::Group(_) | Targets::Topics(_) => 1,
+        Targets::Many(tokens) => tokens.len(),
+    };
+    if request.dry_run || request.refusal().is_some() { None } else { http.too_much(sender, targets) }
 }
 
 /// Each kind of target has its kind of answer.

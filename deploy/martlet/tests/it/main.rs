@@ -28,6 +28,7 @@ mod mcs;
 mod operators;
 mod queue_rules;
 mod quickstart;
+mod rates;
 mod revocations;
 mod senders;
 mod stories;

@@ -5,5 +5,6 @@ mod cluster;
 mod enroll;
 mod fake_groups;
 mod groups;
+mod rates;
 mod routing;
 mod send;
