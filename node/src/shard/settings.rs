@@ -75,7 +75,7 @@ pub struct ShardSettings {
     /// `TopicsMessageRateExceeded`. A condition over several topics has a home shard of its own: there it counts, for each of them.
     pub topic_messages_per_minute_max: u32,
     /// Devices whose messages are counted in one shard at once, and topics as many, 1 or more. Beyond, those of the fewest messages are
-    /// forgotten and begin anew. About 200 bytes each, once a rate is limited.
+    /// forgotten and begin anew. About 100 bytes each, once a rate is limited.
     pub rates_remembered_max: usize,
     /// Members of one device group, 1 to 1000: a message to it is as many. Source: GCM, 20. A group that has more keeps them.
     pub group_members_max: u32,
